@@ -1,0 +1,182 @@
+// Package tracker is an HTTP BitTorrent tracker that keeps its swarms in
+// memory: announce (BEP 3, with the compact forms of BEP 23 and the IPv6 ones
+// of BEP 7) and scrape (BEP 48). The seeder serves it next to its own API, and
+// any BitTorrent client may use it.
+//
+// It knows infohashes and addresses, nothing of blobs or torrents: what the
+// seeder itself shares it asks through two functions of [Config], so it
+// imports neither layers nor a BitTorrent client. It is a list of who is
+// there, lost at a restart and whole again one announce interval later.
+//
+// Two things go beyond the BEPs. A peer may name its zone (zone=) and is then
+// mostly given peers of the same zone; and a tracker whose seeder shares a
+// torrent lists that seeder as a peer, at the address the asker reached it on,
+// so the seeder need not announce to itself or know which of its addresses a
+// host can reach.
+package tracker
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	defaultInterval  = 30 * time.Second
+	defaultMaxPeers  = 20_000
+	defaultMaxSwarms = 100_000
+
+	// shards spreads swarms over locks, so that expiry, which walks every
+	// peer, holds up only a 64th of the announces at a time.
+	shards = 64
+)
+
+// Config says how a Tracker behaves. The zero value works and lists only
+// those who announce.
+type Config struct {
+	// Interval is how often a peer is asked to announce; 0 means 30 s, which
+	// is 333 announces a second from a fleet of 10,000 with one torrent each.
+	// A peer silent for two and a half intervals is forgotten.
+	Interval time.Duration
+	// MaxPeers bounds the peers listed in one swarm; 0 means 20,000. Those who
+	// come when it is full are answered but not listed.
+	MaxPeers int
+	// MaxSwarms bounds the swarms, since any infohash may be announced;
+	// 0 means about 100,000.
+	MaxSwarms int
+	// Has reports whether the seeder beside this tracker shares the torrent.
+	// nil means it shares none. It is called for every announce and scrape.
+	Has func(infohash [20]byte) bool
+	// Self gives the seeder's BitTorrent address as it is best reached by an
+	// asker whose request came in on local (an address of this host, nil when
+	// unknown); false means there is none to give. nil means always false.
+	Self func(local net.Addr) (netip.AddrPort, bool)
+	// Log gets one line per announce at Debug. nil means slog.Default().
+	Log *slog.Logger
+}
+
+// Tracker keeps swarms. Its methods are safe for concurrent use.
+type Tracker struct {
+	cfg       Config
+	announces atomic.Int64
+	shards    [shards]shard
+}
+
+// shard is the part of the swarms that shares one lock.
+type shard struct {
+	mu     sync.Mutex // guards swarms and all inside them; held for map work only, never I/O
+	swarms map[[20]byte]*swarm
+}
+
+// Stats is what a tracker holds and has done.
+type Stats struct {
+	Swarms    int   // with at least one peer
+	Peers     int   // addresses listed, counted once per swarm
+	Announces int64 // answered since the start, refused ones not counted
+}
+
+// New makes a tracker with no swarms. Peers are forgotten only while Run runs.
+func New(cfg Config) *Tracker {
+	if cfg.Interval <= 0 {
+		cfg.Interval = defaultInterval
+	}
+	if cfg.MaxPeers <= 0 {
+		cfg.MaxPeers = defaultMaxPeers
+	}
+	if cfg.MaxSwarms <= 0 {
+		cfg.MaxSwarms = defaultMaxSwarms
+	}
+	if cfg.Has == nil {
+		cfg.Has = func([20]byte) bool { return false }
+	}
+	if cfg.Self == nil {
+		cfg.Self = func(net.Addr) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	t := &Tracker{cfg: cfg}
+	for i := range t.shards {
+		t.shards[i].swarms = make(map[[20]byte]*swarm)
+	}
+	return t
+}
+
+// Run forgets peers that have gone silent, until ctx ends; it returns nil.
+func (t *Tracker) Run(ctx context.Context) error {
+	tick := time.NewTicker(t.cfg.Interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			t.expire(now.Add(-t.lifetime()))
+		}
+	}
+}
+
+// lifetime is how long a peer stays listed after an announce: one announce may
+// be lost on the way and the next come late.
+func (t *Tracker) lifetime() time.Duration { return t.cfg.Interval*2 + t.cfg.Interval/2 }
+
+// expire forgets the peers that last announced before deadline.
+func (t *Tracker) expire(deadline time.Time) {
+	for i := range t.shards {
+		t.shards[i].expire(deadline)
+	}
+}
+
+func (s *shard) expire(deadline time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ih, sw := range s.swarms {
+		sw.expire(deadline)
+		s.dropEmpty(ih, sw)
+	}
+}
+
+// dropEmpty forgets the swarm if nobody is left in it. s.mu must be held.
+func (s *shard) dropEmpty(ih [20]byte, sw *swarm) {
+	if len(sw.peers) == 0 {
+		delete(s.swarms, ih)
+	}
+}
+
+// Forget drops a swarm and its peers, as when its blob is gone for good. Peers
+// that announce again are listed again.
+func (t *Tracker) Forget(infohash [20]byte) {
+	s := t.shard(infohash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.swarms, infohash)
+}
+
+// Stats counts swarms, peers and announces.
+func (t *Tracker) Stats() Stats {
+	st := Stats{Announces: t.announces.Load()}
+	for i := range t.shards {
+		swarms, peers := t.shards[i].count()
+		st.Swarms += swarms
+		st.Peers += peers
+	}
+	return st
+}
+
+func (s *shard) count() (swarms, peers int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sw := range s.swarms {
+		peers += len(sw.peers)
+	}
+	return len(s.swarms), peers
+}
+
+// shard finds the part that holds infohash. SHA-1 spreads evenly by itself.
+func (t *Tracker) shard(infohash [20]byte) *shard {
+	return &t.shards[int(infohash[0])%shards]
+}
