@@ -1,0 +1,54 @@
+package layers
+
+import (
+	"context"
+	"net"
+	"net/netip"
+)
+
+// Swarm moves blobs between hosts. layers/swarm implements it. All methods are safe
+// for concurrent use.
+type Swarm interface {
+	// Share seeds a whole blob until Drop and announces it to the trackers (URLs),
+	// which may be none. It takes b over whatever it returns: unpins it (see
+	// Blob.Unpin), and closes it at Drop. Sharing what is shared already is no error.
+	Share(ctx context.Context, m *Metainfo, b *Blob, trackers []string) error
+	// Fetch joins the swarm for what p lacks, with SetMetainfo(m) if that has not
+	// been done. It returns nil when p has every piece and then goes on sharing
+	// them until Drop; it returns ctx's error when ctx ends and leaves the swarm
+	// then, and p's when p fails. It does not judge how fast it goes: the caller
+	// watches p's Progress and ends ctx.
+	Fetch(ctx context.Context, m *Metainfo, p *Partial, trackers []string) error
+	// Peers lists who else is known in a swarm; none for one that is not joined.
+	Peers(ih InfoHash) []Peer
+	// Drop leaves a swarm and closes what Share was given; no error if not joined.
+	Drop(ih InfoHash)
+	// Stats returns totals since the swarm was opened.
+	Stats() Stats
+	// Addr is where it listens for peers.
+	Addr() net.Addr
+	// Close leaves all swarms and stops listening. It may be called twice.
+	Close() error
+}
+
+// Peer is another host in a swarm.
+type Peer struct {
+	Addr     netip.AddrPort
+	Zone     string // "" if it named none
+	Seeder   bool   // an origin's daemon rather than a mirror
+	Complete bool   // has every piece
+	Have     int    // pieces it has
+	Pieces   int    // of how many
+	Received int64  // bytes of the blob from it
+	Sent     int64  // bytes of the blob to it
+}
+
+// Stats is what a Swarm has moved since it was opened. Bytes are of blobs, without
+// the protocol's own.
+type Stats struct {
+	FromPeers  int64 // bytes received from mirrors
+	FromSeeder int64 // bytes received from seeders
+	Sent       int64 // bytes sent to either
+	CrossZone  int64 // of all these, bytes exchanged with another zone
+	Active     int   // swarms joined
+}
