@@ -1,0 +1,39 @@
+package registry
+
+import (
+	"errors"
+	"io"
+	"time"
+)
+
+// errIdle is the error of a body that was ended for its silence.
+var errIdle = errors.New("no byte for 10s")
+
+// idleBody is a response body that fails when nothing arrives for a while,
+// instead of waiting for as long as the connection stands.
+type idleBody struct {
+	io.ReadCloser
+	timer *time.Timer
+	limit time.Duration
+}
+
+func newIdleBody(body io.ReadCloser, limit time.Duration) *idleBody {
+	b := &idleBody{ReadCloser: body, limit: limit}
+	b.timer = time.AfterFunc(limit, func() { body.Close() })
+	b.timer.Stop()
+	return b
+}
+
+func (b *idleBody) Read(p []byte) (int, error) {
+	b.timer.Reset(b.limit)
+	n, err := b.ReadCloser.Read(p)
+	if !b.timer.Stop() && err != nil {
+		err = errIdle
+	}
+	return n, err
+}
+
+func (b *idleBody) Close() error {
+	b.timer.Stop()
+	return b.ReadCloser.Close()
+}

@@ -1,0 +1,384 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	// MaxManifest bounds a manifest's size in bytes, as the CNCF registry
+	// does (the spec asks registries to take at least 4 MiB).
+	MaxManifest = 4 << 20
+
+	// UpstreamHeader marks an answer of a seeder as a registry's verdict, so
+	// that a mirror can tell it from the 404 of some other web server that
+	// --seeder names by mistake.
+	UpstreamHeader = "Murder-Upstream"
+
+	maxErrorBody = 64 << 10
+	dialTimeout  = 3 * time.Second
+	// A registry may itself be a cache that fetches before it answers.
+	answerTimeout = 20 * time.Second
+	// idleTimeout ends a body from which nothing comes any more.
+	idleTimeout = 10 * time.Second
+)
+
+// acceptManifests is sent with every question about a manifest, whatever the
+// puller accepts: without it the CNCF registry converts manifests to older
+// types, under a digest of their own.
+var acceptManifests = strings.Join([]string{
+	ocispec.MediaTypeImageIndex,
+	ocispec.MediaTypeImageManifest,
+	"application/vnd.docker.distribution.manifest.list.v2+json",
+	"application/vnd.docker.distribution.manifest.v2+json",
+	"application/vnd.oci.artifact.manifest.v1+json",
+	"*/*;q=0.1",
+}, ", ")
+
+// Upstream answers pull requests: a registry, or a murder nearer to it. Its
+// errors are an [*Error] when the registry gave a verdict (see [Refused]) or
+// could not be asked ([Unavailable]).
+//
+// authorization is the puller's header, word for word, or empty.
+type Upstream interface {
+	// Ping asks GET /v2/, where engines read the challenge.
+	Ping(ctx context.Context, host, authorization string) error
+	// HeadManifest resolves a tag or digest. The digest of the answer is
+	// empty where the registry does not name it.
+	HeadManifest(ctx context.Context, repo Repository, ref, authorization string) (ocispec.Descriptor, error)
+	// GetManifest returns a manifest, checked against ref when that is a digest.
+	GetManifest(ctx context.Context, repo Repository, ref, authorization string) (ocispec.Descriptor, []byte, error)
+	// StatBlob returns a blob's size in bytes.
+	StatBlob(ctx context.Context, repo Repository, d digest.Digest, authorization string) (int64, error)
+	// GetBlob streams a blob from byte off on. The size is that of the whole
+	// blob, or -1 where the upstream does not say. Not verified.
+	GetBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (io.ReadCloser, int64, error)
+	// Relay asks for what is never cached: tags/list, referrers/<digest>.
+	Relay(ctx context.Context, repo Repository, end string, query url.Values, authorization string) (*http.Response, error)
+}
+
+// ClientConfig says where a [Client] finds registries.
+type ClientConfig struct {
+	// Insecure lists the registries (HOST or HOST:PORT) that speak HTTP.
+	Insecure []string
+	// Via sends all questions to a murder at this URL instead of to the
+	// registries; nil = to the registries themselves.
+	Via *url.URL
+	// Transport is used for all requests; nil = one with murder's timeouts
+	// that obeys HTTP_PROXY and its like.
+	Transport http.RoundTripper
+}
+
+// Client is the [Upstream] that is asked over HTTP.
+type Client struct {
+	cfg    ClientConfig
+	http   http.Client
+	tokens *anonymousTokens
+}
+
+var _ Upstream = (*Client)(nil)
+
+// NewClient returns a Client that is safe for concurrent use.
+func NewClient(cfg ClientConfig) *Client {
+	transport := cfg.Transport
+	if transport == nil {
+		transport = Transport()
+	}
+	c := &Client{cfg: cfg, http: http.Client{Transport: transport, CheckRedirect: dropAuthorization}}
+	c.tokens = newAnonymousTokens(&c.http)
+	return c
+}
+
+// Transport returns a new HTTP transport with murder's timeouts. It asks for
+// no compression: what is hashed is the body as the registry holds it.
+func Transport() *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout:   dialTimeout,
+		ResponseHeaderTimeout: answerTimeout,
+		DisableCompression:    true,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   16,
+		IdleConnTimeout:       90 * time.Second,
+		ReadBufferSize:        64 << 10,
+	}
+}
+
+// dropAuthorization follows redirects, to object storage for one, but takes
+// the puller's credentials only to where they were meant to go. net/http
+// would take them to other ports and subdomains as well.
+func dropAuthorization(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("more than 10 redirects")
+	}
+	origin := via[0].URL
+	if req.URL.Host != origin.Host || req.URL.Scheme != origin.Scheme || via[len(via)-1].Header.Get("Authorization") == "" {
+		req.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// Ping implements [Upstream].
+func (c *Client) Ping(ctx context.Context, host, authorization string) error {
+	resp, err := c.do(ctx, http.MethodGet, Repository{Host: host}, "", nil, nil, authorization)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// HeadManifest implements [Upstream].
+func (c *Client) HeadManifest(ctx context.Context, repo Repository, ref, authorization string) (ocispec.Descriptor, error) {
+	resp, err := c.do(ctx, http.MethodHead, repo, "manifests/"+ref, nil, accept(acceptManifests), authorization)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	resp.Body.Close()
+	desc := ocispec.Descriptor{MediaType: mediaType(resp), Size: resp.ContentLength}
+	if d, err := ParseDigest(resp.Header.Get("Docker-Content-Digest")); err == nil {
+		desc.Digest = d
+	}
+	return desc, nil
+}
+
+// GetManifest implements [Upstream].
+func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authorization string) (ocispec.Descriptor, []byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, repo, "manifests/"+ref, nil, accept(acceptManifests), authorization)
+	if err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	body := newIdleBody(resp.Body, idleTimeout)
+	defer body.Close()
+	content, err := io.ReadAll(io.LimitReader(body, MaxManifest+1))
+	if err != nil {
+		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s: %w", repo, err)
+	}
+	if len(content) > MaxManifest {
+		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s has more than %d bytes", repo, MaxManifest)
+	}
+	d := digest.FromBytes(content)
+	if want, err := ParseDigest(ref); err == nil {
+		if d = want.Algorithm().FromBytes(content); d != want {
+			return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent bytes of digest %s", want, repo, d)
+		}
+	} else if !json.Valid(content) { // a login page, say
+		return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent what is no JSON", ref, repo)
+	}
+	return ocispec.Descriptor{MediaType: mediaType(resp), Digest: d, Size: int64(len(content))}, content, nil
+}
+
+// StatBlob implements [Upstream]. Object storage behind a redirect may admit
+// GET only; it is then asked for one byte.
+func (c *Client) StatBlob(ctx context.Context, repo Repository, d digest.Digest, authorization string) (int64, error) {
+	resp, err := c.do(ctx, http.MethodHead, repo, "blobs/"+d.String(), nil, nil, authorization)
+	if err == nil {
+		resp.Body.Close()
+		return resp.ContentLength, nil
+	}
+	if !headUnwelcome(err) {
+		return 0, err
+	}
+	header := http.Header{"Range": {"bytes=0-0"}}
+	if resp, err = c.do(ctx, http.MethodGet, repo, "blobs/"+d.String(), nil, header, authorization); err != nil {
+		return 0, err
+	}
+	resp.Body.Close()
+	return wholeSize(resp, 0)
+}
+
+// headUnwelcome is true for answers that may be to the method rather than to
+// the question.
+func headUnwelcome(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && slices.Contains([]int{http.StatusMethodNotAllowed, http.StatusForbidden, http.StatusNotImplemented}, e.Status)
+}
+
+// GetBlob implements [Upstream].
+func (c *Client) GetBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (io.ReadCloser, int64, error) {
+	var header http.Header
+	if off > 0 {
+		header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}}
+	}
+	resp, err := c.do(ctx, http.MethodGet, repo, "blobs/"+d.String(), nil, header, authorization)
+	if err != nil {
+		return nil, 0, err
+	}
+	body := newIdleBody(resp.Body, idleTimeout)
+	size, err := wholeSize(resp, off)
+	if err == nil && off > 0 && resp.StatusCode != http.StatusPartialContent {
+		// A registry without ranges: what we have is read past.
+		_, err = io.CopyN(io.Discard, body, off)
+	}
+	if err != nil {
+		body.Close()
+		return nil, 0, Unavailable("blob %s of %s from byte %d: %w", d, repo, off, err)
+	}
+	return body, size, nil
+}
+
+// wholeSize is the size of the content that resp holds from byte off on.
+func wholeSize(resp *http.Response, off int64) (int64, error) {
+	if resp.StatusCode != http.StatusPartialContent {
+		return resp.ContentLength, nil
+	}
+	contentRange := resp.Header.Get("Content-Range")
+	section, total, ok := strings.Cut(contentRange, "/")
+	if !ok || !strings.HasPrefix(section, fmt.Sprintf("bytes %d-", off)) {
+		return 0, Unavailable("asked for bytes from %d, got Content-Range %q", off, clip(contentRange))
+	}
+	size, err := strconv.ParseInt(total, 10, 64)
+	if err != nil {
+		return 0, Unavailable("Content-Range %q does not tell the size", clip(contentRange))
+	}
+	return size, nil
+}
+
+// Relay implements [Upstream].
+func (c *Client) Relay(ctx context.Context, repo Repository, end string, query url.Values, authorization string) (*http.Response, error) {
+	return c.do(ctx, http.MethodGet, repo, end, query, nil, authorization)
+}
+
+// do asks for an end of repo and returns the answer when it is a success, else
+// an [*Error].
+func (c *Client) do(ctx context.Context, method string, repo Repository, end string, query url.Values, header http.Header, authorization string) (*http.Response, error) {
+	send := func(authorization string) (*http.Response, error) {
+		req, err := http.NewRequestWithContext(ctx, method, c.url(repo, end, query), nil)
+		if err != nil {
+			return nil, fmt.Errorf("request for %s: %w", repo, err)
+		}
+		for key, values := range header {
+			req.Header[key] = values
+		}
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		return c.send(req, repo)
+	}
+	if authorization != "" || c.cfg.Via != nil {
+		return send(authorization)
+	}
+	return c.tokens.with(ctx, repo, c.insecure(repo.Host), send)
+}
+
+// send turns whatever is not a success into an [*Error].
+func (c *Client) send(req *http.Request, repo Repository) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, Unavailable("%s is not reachable: %w", c.party(repo.Host), stripURL(err))
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	if c.cfg.Via != nil && resp.Header.Get(UpstreamHeader) == "" {
+		return nil, Unavailable("%s answered %s of its own", c.party(repo.Host), resp.Status)
+	}
+	if resp.StatusCode >= 500 || resp.StatusCode/100 == 3 {
+		return nil, Unavailable("%s answered %s", c.party(repo.Host), resp.Status)
+	}
+	return nil, verdict(resp, repo)
+}
+
+func (c *Client) url(repo Repository, end string, query url.Values) string {
+	u := url.URL{Scheme: "https", Host: apiHost(repo.Host), Path: "/v2/", RawQuery: query.Encode()}
+	if c.insecure(repo.Host) {
+		u.Scheme = "http"
+	}
+	if via := c.cfg.Via; via != nil {
+		u.Scheme, u.Host = via.Scheme, via.Host
+		u.Path = strings.TrimSuffix(via.Path, "/") + "/v2/"
+		withNS := url.Values{"ns": {repo.Host}}
+		for key, values := range query {
+			withNS[key] = values
+		}
+		u.RawQuery = withNS.Encode()
+	}
+	if repo.Name != "" {
+		u.Path += repo.Name + "/" + end
+	}
+	return u.String()
+}
+
+func (c *Client) insecure(host string) bool { return slices.Contains(c.cfg.Insecure, host) }
+
+// party names in errors whose answer is missing.
+func (c *Client) party(host string) string {
+	if c.cfg.Via != nil {
+		return "seeder " + c.cfg.Via.Redacted()
+	}
+	return "registry " + host
+}
+
+// apiHost is where a registry's API is served.
+func apiHost(host string) string {
+	if host == DockerHub {
+		return "registry-1.docker.io"
+	}
+	return host
+}
+
+// verdict makes the registry's refusal ready to be relayed.
+func verdict(resp *http.Response, repo Repository) *Error {
+	e := &Error{Status: resp.StatusCode, Header: http.Header{}, Code: codeFor(resp.StatusCode)}
+	e.Message = fmt.Sprintf("registry %s answered %s for %s", repo.Host, resp.Status, cmp.Or(repo.Name, "/v2/"))
+	for _, key := range []string{"Www-Authenticate", "Retry-After", "Content-Range"} {
+		if values := resp.Header.Values(key); len(values) > 0 {
+			e.Header[key] = values
+		}
+	}
+	e.Header.Set(UpstreamHeader, repo.Host)
+	body, err := io.ReadAll(io.LimitReader(newIdleBody(resp.Body, idleTimeout), maxErrorBody))
+	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil && t == "application/json" && len(body) > 0 {
+		e.Body = body
+	}
+	return e
+}
+
+func codeFor(status int) string {
+	switch status {
+	case http.StatusUnauthorized:
+		return CodeUnauthorized
+	case http.StatusForbidden:
+		return CodeDenied
+	case http.StatusNotFound:
+		return "NAME_UNKNOWN"
+	case http.StatusTooManyRequests:
+		return CodeTooManyRequests
+	}
+	return CodeUnsupported
+}
+
+// stripURL takes the URL off net/http's error: redirects to object storage
+// carry signatures in it, and errors end in logs.
+func stripURL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
+}
+
+func accept(types string) http.Header { return http.Header{"Accept": {types}} }
+
+func mediaType(resp *http.Response) string {
+	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return t
+}

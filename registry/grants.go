@@ -1,0 +1,206 @@
+package registry
+
+import (
+	"container/list"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
+)
+
+// Content is a blob or a manifest as a part of a repository. That a caller
+// may read a repository says nothing about what else lies in the cache.
+type Content struct {
+	Repo   Repository
+	Kind   Kind // Blob or Manifest
+	Digest digest.Digest
+}
+
+// Grants remembers whom the registries admitted to which repository, and what
+// they were seen to hold there. Cached content is served only with both: a
+// grant of (caller, repository), and the knowledge that the content belongs
+// to that repository. It is kept in memory only, and bounded.
+type Grants struct {
+	ttl   time.Duration
+	grace time.Duration
+	key   [32]byte // so that what is kept tells nothing about credentials
+	asks  singleflight.Group
+	now   func() time.Time
+	// OnAnswer, when set, is told of each question's result: "granted",
+	// "refused", "grace" (the registry is away, an earlier answer holds) or
+	// "unavailable".
+	OnAnswer func(result string)
+
+	mu      sync.Mutex // guards the two below
+	grants  *recent[grant]
+	members *recent[Content]
+}
+
+// caller stands for an Authorization header; that of nobody is its own.
+type caller [sha256.Size]byte
+
+type grant struct {
+	caller caller
+	repo   Repository
+}
+
+// maxRemembered bounds grants and known content, each. An entry takes about
+// 300 bytes.
+const maxRemembered = 50_000
+
+// NewGrants returns a memory of registries' answers: each holds for ttl, and
+// for grace while the registry cannot be asked.
+func NewGrants(ttl, grace time.Duration) *Grants {
+	g := &Grants{ttl: ttl, grace: max(ttl, grace), now: time.Now, grants: newRecent[grant](maxRemembered), members: newRecent[Content](maxRemembered)}
+	rand.Read(g.key[:])
+	return g
+}
+
+// Record notes that the registry has just served c, or said that it would, to
+// the caller with this authorization.
+func (g *Grants) Record(authorization string, c Content) {
+	who := g.caller(authorization)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.grants.put(grant{who, c.Repo}, g.now())
+	g.members.put(c, g.now())
+}
+
+// Admit returns nil when the caller may have c: from memory, or by ask, which
+// puts the question to the registry. Concurrent questions of one caller about
+// one content are one. ask's error is returned, unless the registry is away
+// and its earlier answers still hold.
+func (g *Grants) Admit(ctx context.Context, authorization string, c Content, ask func(context.Context) error) error {
+	who := g.caller(authorization)
+	if g.known(who, c, g.ttl) {
+		return nil
+	}
+	// The shared question must not die with the first who asked it.
+	asked := g.asks.DoChan(string(who[:])+c.Repo.String()+c.Digest.String(), func() (any, error) {
+		return nil, ask(context.WithoutCancel(ctx))
+	})
+	var err error
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case answer := <-asked:
+		err = answer.Err
+	}
+	switch {
+	case err == nil:
+		g.Record(authorization, c)
+		g.answered("granted")
+	case Refused(err):
+		g.forget(who, c, err)
+		g.answered("refused")
+	case g.known(who, c, g.grace):
+		g.answered("grace")
+		return nil
+	default:
+		g.answered("unavailable")
+	}
+	return err
+}
+
+// AdmitBlob is Admit for a blob of size bytes that we hold, with up to ask.
+// The registry must name that very size: behind some sign-on proxies any path
+// answers 200, with a login page.
+func (g *Grants) AdmitBlob(ctx context.Context, up Upstream, req Request, size int64) error {
+	return g.Admit(ctx, req.Authorization, Content{req.Repo, Blob, req.Digest}, func(ctx context.Context) error {
+		said, err := up.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
+		if err == nil && said != size {
+			return Unavailable("registry %s: blob %s has %d bytes there, %d here", req.Repo.Host, req.Digest, said, size)
+		}
+		return err
+	})
+}
+
+// Granted is true when the registry admitted the caller to the repository
+// within the last age, at most the grace.
+func (g *Grants) Granted(authorization string, repo Repository, within time.Duration) bool {
+	who := g.caller(authorization)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at, ok := g.grants.get(grant{who, repo})
+	return ok && g.now().Sub(at) < min(within, g.grace)
+}
+
+// known is true when a grant not older than age meets content seen in the
+// repository. That a blob belongs to a repository hardly ever changes, so
+// this half holds for the grace in any case.
+func (g *Grants) known(who caller, c Content, age time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	granted, ok := g.grants.get(grant{who, c.Repo})
+	seen, member := g.members.get(c)
+	return ok && member && g.now().Sub(granted) < age && g.now().Sub(seen) < g.grace
+}
+
+// forget takes back what a refusal contradicts: the grant when the caller is
+// turned away, the content when it is gone from the repository.
+func (g *Grants) forget(who caller, c Content, refusal error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if refusal.(*Error).Status == 404 {
+		g.members.remove(c)
+		return
+	}
+	g.grants.remove(grant{who, c.Repo})
+}
+
+func (g *Grants) answered(result string) {
+	if g.OnAnswer != nil {
+		g.OnAnswer(result)
+	}
+}
+
+func (g *Grants) caller(authorization string) (c caller) {
+	mac := hmac.New(sha256.New, g.key[:])
+	mac.Write([]byte(authorization))
+	mac.Sum(c[:0])
+	return c
+}
+
+// recent remembers when it was last told of each of at most limit keys.
+type recent[K comparable] struct {
+	limit int
+	at    map[K]*list.Element
+	order *list.List // of entry[K], the oldest in front
+}
+
+type entry[K comparable] struct {
+	key K
+	at  time.Time
+}
+
+func newRecent[K comparable](limit int) *recent[K] {
+	return &recent[K]{limit: limit, at: make(map[K]*list.Element), order: list.New()}
+}
+
+func (r *recent[K]) put(key K, at time.Time) {
+	r.remove(key)
+	r.at[key] = r.order.PushBack(entry[K]{key, at})
+	if len(r.at) > r.limit {
+		r.remove(r.order.Front().Value.(entry[K]).key)
+	}
+}
+
+func (r *recent[K]) get(key K) (time.Time, bool) {
+	e, ok := r.at[key]
+	if !ok {
+		return time.Time{}, false
+	}
+	return e.Value.(entry[K]).at, true
+}
+
+func (r *recent[K]) remove(key K) {
+	if e, ok := r.at[key]; ok {
+		r.order.Remove(e)
+		delete(r.at, key)
+	}
+}
