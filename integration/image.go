@@ -1,0 +1,483 @@
+package integration
+
+import (
+	"archive/tar"
+	"bufio"
+	"compress/gzip"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
+)
+
+// layer is a layer in a file. It implements v1.Layer.
+type layer struct {
+	path      string
+	digest    v1.Hash
+	diffID    v1.Hash
+	size      int64
+	mediaType types.MediaType
+}
+
+func (l *layer) Digest() (v1.Hash, error)             { return l.digest, nil }
+func (l *layer) DiffID() (v1.Hash, error)             { return l.diffID, nil }
+func (l *layer) Compressed() (io.ReadCloser, error)   { return os.Open(l.path) }
+func (l *layer) Size() (int64, error)                 { return l.size, nil }
+func (l *layer) MediaType() (types.MediaType, error)  { return l.mediaType, nil }
+func (l *layer) Uncompressed() (io.ReadCloser, error) { return openLayer(l.path) }
+
+// openLayer opens a layer's tar, packed or not.
+func openLayer(file string) (io.ReadCloser, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	buffered := bufio.NewReaderSize(f, 1<<16)
+	magic, err := buffered.Peek(2)
+	if err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
+		return struct {
+			io.Reader
+			io.Closer
+		}{buffered, f}, nil
+	}
+	z, err := gzip.NewReader(buffered)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{z, f}, nil
+}
+
+// layerWriter writes a layer's tar into a file, gzipped or as it is, and
+// learns both digests on the way.
+type layerWriter struct {
+	*tar.Writer
+	file   *os.File
+	packed hash.Hash
+	plain  hash.Hash
+	zip    *gzip.Writer // nil for an uncompressed layer
+}
+
+func newLayerWriter(file string, zipped bool) (*layerWriter, error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, err
+	}
+	w := &layerWriter{file: f, packed: sha256.New(), plain: sha256.New()}
+	var out io.Writer = io.MultiWriter(f, w.packed)
+	if zipped {
+		// BestSpeed: the tests need a true gzip stream, not a small one.
+		if w.zip, err = gzip.NewWriterLevel(out, gzip.BestSpeed); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		out = w.zip
+	}
+	w.Writer = tar.NewWriter(io.MultiWriter(out, w.plain))
+	return w, nil
+}
+
+// finish closes the file and returns the layer.
+func (w *layerWriter) finish() (*layer, error) {
+	l := &layer{path: w.file.Name(), mediaType: types.OCIUncompressedLayer}
+	errs := []error{w.Close()}
+	if w.zip != nil {
+		l.mediaType = types.OCILayer
+		errs = append(errs, w.zip.Close())
+	}
+	info, err := w.file.Stat()
+	errs = append(errs, err, w.file.Close())
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	l.size = info.Size()
+	l.digest = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", w.packed.Sum(nil))}
+	l.diffID = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", w.plain.Sum(nil))}
+	return l, nil
+}
+
+// addDir adds dir and what is below it as prefix, as far as keep (given paths
+// relative to dir) agrees. Owners become root and times lose their fractions,
+// as in images; hard links within dir stay hard links.
+func (w *layerWriter) addDir(dir, prefix string, keep func(rel string) bool) error {
+	links := map[[2]uint64]string{} // device and inode to first name
+	return filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, file)
+		if err != nil {
+			return err
+		}
+		if rel != "." && !keep(rel) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if name := path.Join(prefix, rel); name != "." {
+			return w.addFile(name, file, info, links)
+		}
+		return nil
+	})
+}
+
+// linkID identifies a file that has more than one name.
+func linkID(info fs.FileInfo) (id [2]uint64, linked bool) {
+	stat := info.Sys().(*syscall.Stat_t)
+	return [2]uint64{uint64(stat.Dev), stat.Ino}, info.Mode().IsRegular() && stat.Nlink > 1
+}
+
+func (w *layerWriter) addFile(name, file string, info fs.FileInfo, links map[[2]uint64]string) error {
+	target := ""
+	if info.Mode()&fs.ModeSymlink != 0 {
+		var err error
+		if target, err = os.Readlink(file); err != nil {
+			return err
+		}
+	}
+	h, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return err
+	}
+	h.Name, h.Format = name, tar.FormatPAX
+	h.Uid, h.Gid, h.Uname, h.Gname = 0, 0, "", ""
+	h.ModTime, h.AccessTime, h.ChangeTime = info.ModTime().Truncate(time.Second), time.Time{}, time.Time{}
+	if info.IsDir() {
+		h.Name += "/"
+	}
+	if id, linked := linkID(info); linked {
+		if first := links[id]; first != "" {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return w.WriteHeader(h)
+		}
+		links[id] = name
+	}
+	if err := w.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
+		return err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// goTree is the tree every machine that runs these tests has at hand: the Go
+// distribution, some 11,000 files and 200 MiB of text and programs.
+func goTree() (string, error) {
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	return strings.TrimSpace(string(out)), err
+}
+
+// Parts of the big image's tree. Each is a layer; together they are more than
+// 200 MB, which the image maker makes sure of with filler.
+const (
+	bigTreeBytes = 210e6
+	goPrefix     = "usr/lib/go"
+)
+
+// bigImage is the image that the engines pull.
+type bigImage struct {
+	Index  v1.ImageIndex
+	Images map[string]v1.Image // by platform, "linux/amd64" and "linux/arm64"
+	Tree   tree                // what a container of linux/amd64 sees
+}
+
+// makeBigImage makes, in dir, a multi-platform image of a real file tree: the
+// Go distribution and a folder of awkward files on top of it. Three layers are
+// gzipped and one is not; the last one differs between the platforms. The Tree
+// comes from the files themselves, not from the layers made of them.
+func makeBigImage(dir string) (*bigImage, error) {
+	awkward := filepath.Join(dir, "awkward")
+	if err := makeAwkwardFiles(awkward); err != nil {
+		return nil, fmt.Errorf("make files: %w", err)
+	}
+	common, want, err := makeCommonLayers(dir, awkward)
+	if err != nil {
+		return nil, fmt.Errorf("make layers: %w", err)
+	}
+	big := &bigImage{Index: mutate.IndexMediaType(empty.Index, types.OCIImageIndex), Images: map[string]v1.Image{}, Tree: want}
+	for _, arch := range []string{"amd64", "arm64"} {
+		own := filepath.Join(dir, "own-"+arch)
+		if err := writeRandom(filepath.Join(own, "etc/platform"), "platform "+arch, 3<<20); err != nil {
+			return nil, err
+		}
+		last, err := makeLayer(filepath.Join(dir, arch+".tar.gz"), true, func(w *layerWriter) error { return w.addDir(own, "", keepAll) })
+		if err != nil {
+			return nil, err
+		}
+		image, err := assemble(arch, append(common[:len(common):len(common)], last)...)
+		if err != nil {
+			return nil, err
+		}
+		big.Images["linux/"+arch] = image
+		big.Index = mutate.AppendManifests(big.Index, mutate.IndexAddendum{
+			Add: image, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
+		})
+	}
+	return big, want.addDir(filepath.Join(dir, "own-amd64"), "", keepAll)
+}
+
+// makeCommonLayers makes the layers that both platforms share, and the tree
+// that they amount to.
+func makeCommonLayers(dir, awkward string) ([]v1.Layer, tree, error) {
+	goRoot, err := goTree()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the Go distribution: %w", err)
+	}
+	inCmd := func(rel string) bool { return rel == "cmd" || strings.HasPrefix(rel, "cmd/") }
+	notInCmd := func(rel string) bool { return !inCmd(rel) }
+	parts := []struct {
+		name   string
+		zipped bool
+		dirs   map[string]string // prefix to folder
+		keep   func(string) bool
+	}{
+		{"library.tar.gz", true, map[string]string{goPrefix + "/src": filepath.Join(goRoot, "src")}, notInCmd},
+		{"commands.tar.gz", true, map[string]string{goPrefix + "/src": filepath.Join(goRoot, "src")}, inCmd},
+		{"programs.tar", false, map[string]string{goPrefix + "/bin": filepath.Join(goRoot, "bin"), goPrefix + "/pkg": filepath.Join(goRoot, "pkg")}, keepAll},
+	}
+	want := tree{}
+	var layers []v1.Layer
+	for _, part := range parts {
+		l, err := makeLayer(filepath.Join(dir, part.name), part.zipped, func(w *layerWriter) error {
+			for _, prefix := range slices.Sorted(maps.Keys(part.dirs)) {
+				if err := w.addDir(part.dirs[prefix], prefix, part.keep); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		layers = append(layers, l)
+		for prefix, source := range part.dirs {
+			if err := want.addDir(source, prefix, part.keep); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	if err := writeRandom(filepath.Join(awkward, "var/filler"), "filler", max(bigTreeBytes-want.Size(), 1<<20)); err != nil {
+		return nil, nil, err
+	}
+	top, err := makeLayer(filepath.Join(dir, "awkward.tar.gz"), true, func(w *layerWriter) error {
+		if err := w.addDir(awkward, "", keepAll); err != nil {
+			return err
+		}
+		return w.addWhiteouts(deletedFile, deletedDir)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range []string{deletedFile, deletedDir} {
+		if _, ok := want[name]; !ok {
+			return nil, nil, fmt.Errorf("%s, which a layer deletes, is not in this Go distribution", name)
+		}
+		want.remove(name, true)
+	}
+	return append(layers, top), want, want.addDir(awkward, "", keepAll)
+}
+
+// What the fourth layer does to the ones below it.
+const (
+	deletedFile  = goPrefix + "/src/cmd/README.vendor"
+	deletedDir   = goPrefix + "/src/cmd/go/testdata"
+	replacedFile = goPrefix + "/src/make.bash"
+)
+
+// keepAll is for addDir.
+func keepAll(string) bool { return true }
+
+// addDir adds the files below dir as prefix, as layerWriter.addDir does.
+func (tr tree) addDir(dir, prefix string, keep func(rel string) bool) error {
+	found, err := readTree(dir)
+	if err != nil {
+		return err
+	}
+	for rel, n := range found {
+		if !keep(rel) {
+			continue
+		}
+		n.UID, n.GID = 0, 0
+		if n.Group != "" {
+			n.Group = path.Join(prefix, n.Group)
+		}
+		tr[path.Join(prefix, rel)] = n
+	}
+	// The layer has the folder itself too, but not the ones above it: those
+	// the engines make as they like.
+	if prefix == "" {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	n, err := readNode(dir, info)
+	n.UID, n.GID = 0, 0
+	tr[prefix] = n
+	return err
+}
+
+// addWhiteouts deletes files of the layers below.
+func (w *layerWriter) addWhiteouts(names ...string) error {
+	for _, name := range names {
+		err := w.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), whiteoutPrefix+path.Base(name)),
+			Mode: 0o600, ModTime: time.Unix(1, 0), Format: tar.FormatPAX,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeAwkwardFiles writes what is easily lost on the way: links of both kinds,
+// odd modes, odd names, empty things, a file that replaces one below.
+func makeAwkwardFiles(dir string) error {
+	long := strings.Repeat("a-long-name/", 18)
+	files := []struct {
+		name string
+		mode fs.FileMode
+		body string
+	}{
+		{"etc/motd", 0o644, "hello\n"},
+		{"etc/shadow", 0o600, "root:*:1:0:99999:7:::\n"},
+		{"etc/empty", 0o644, ""},
+		{"bin/su", 0o755 | fs.ModeSetuid, "#!/bin/sh\n"},
+		{"bin/wall", 0o755 | fs.ModeSetgid, "#!/bin/sh\n"},
+		{"srv/with space/and\ttab", 0o444, "names\n"},
+		{"srv/日本語/ünï", 0o640, "utf-8\n"},
+		{"srv/" + long + "end", 0o644, "PAX\n"},
+		{replacedFile, 0o700, "replaced\n"},
+	}
+	for _, f := range files {
+		file := filepath.Join(dir, f.name)
+		err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(f.body), 0o600), os.Chmod(file, f.mode))
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		os.MkdirAll(filepath.Join(dir, "tmp"), 0o755),
+		os.Chmod(filepath.Join(dir, "tmp"), 0o777|fs.ModeSticky),
+		os.Symlink("../etc/motd", filepath.Join(dir, "bin/motd")),
+		os.Symlink("/no/such/place", filepath.Join(dir, "etc/dangling")),
+		os.Symlink("usr/lib/go", filepath.Join(dir, "go")),
+		os.Link(filepath.Join(dir, "bin/su"), filepath.Join(dir, "bin/sudo")),
+		os.Link(filepath.Join(dir, "bin/su"), filepath.Join(dir, "srv/su")),
+		setTimes(dir, time.Unix(1700000000, 0)),
+	)
+}
+
+// setTimes gives the files below dir one time: the image is the same at each
+// run.
+func setTimes(dir string, when time.Time) error {
+	return filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		at := unix.NsecToTimeval(when.UnixNano())
+		return unix.Lutimes(file, []unix.Timeval{at, at}) // the links' own times
+	})
+}
+
+// writeRandom writes size bytes that do not compress and follow from seed.
+func writeRandom(file, seed string, size int64) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(f, rand.NewChaCha8(sha256.Sum256([]byte(seed))), size)
+	when := time.Unix(1700000000, 0)
+	return errors.Join(err, f.Close(), os.Chtimes(file, when, when))
+}
+
+// makeLayer makes a layer of what fill adds.
+func makeLayer(file string, zipped bool, fill func(*layerWriter) error) (*layer, error) {
+	w, err := newLayerWriter(file, zipped)
+	if err != nil {
+		return nil, err
+	}
+	if err := fill(w); err != nil {
+		return nil, errors.Join(err, w.file.Close())
+	}
+	return w.finish()
+}
+
+// assemble makes an OCI image of layers for linux/arch.
+func assemble(arch string, layers ...v1.Layer) (v1.Image, error) {
+	image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	image, err := mutate.AppendLayers(image, layers...)
+	if err != nil {
+		return nil, err
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", arch
+	config.Config.Cmd = []string{"/bin/su"} // docker create wants a command
+	return mutate.ConfigFile(image, config)
+}
+
+// makeImage makes an image of linux/amd64 in dir, with one layer of size
+// random bytes for each size. Its blobs are this seed's alone.
+func makeImage(dir, seed string, sizes ...int64) (v1.Image, error) {
+	var layers []v1.Layer
+	for i, size := range sizes {
+		name := fmt.Sprintf("%s-%d", seed, i)
+		own := filepath.Join(dir, name)
+		if err := writeRandom(filepath.Join(own, "data", name), name, size); err != nil {
+			return nil, err
+		}
+		l, err := makeLayer(own+".tar", false, func(w *layerWriter) error { return w.addDir(own, "", keepAll) })
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, l)
+	}
+	image, err := assemble("amd64", layers...)
+	if err != nil {
+		return nil, err
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.Config.Labels = map[string]string{"seed": seed} // the config, too, is this seed's alone
+	return mutate.ConfigFile(image, config)
+}

@@ -1,0 +1,108 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// registryConfig says how a docker-registry is to run. The zero value is an
+// open registry over a folder of its own.
+type registryConfig struct {
+	Storage string            // folder of the blobs; a new one when empty
+	Users   map[string]string // name to password; not empty turns htpasswd on
+	Tokens  *tokenServer      // not nil turns token auth on
+	Addr    string            // where its gate listens; a free port of 127.0.0.1 when empty
+}
+
+// testRegistry is a CNCF distribution registry (Debian's docker-registry)
+// behind a gate. Images are named after the gate's address.
+type testRegistry struct {
+	*gate
+	Storage string
+	process *process
+}
+
+// listeningOn is how docker-registry 2.8 says where it listens.
+var listeningOn = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
+
+// startRegistry starts a registry and returns when it answers.
+func startRegistry(t testing.TB, cfg registryConfig) *testRegistry {
+	t.Helper()
+	root := newRoot(t)
+	if cfg.Storage == "" {
+		cfg.Storage = filepath.Join(root, "storage")
+	}
+	config := filepath.Join(root, "config.yml")
+	writeFile(t, config, registryYAML(t, root, cfg))
+	p := startProcess(t, processConfig{Args: []string{program(t, "docker-registry"), "serve", config}})
+	line := p.waitLine(t, "its address", listeningOn.MatchString)
+	target := listeningOn.FindStringSubmatch(line)[1]
+	p.waitUntil(t, "GET /v2/", func() error {
+		resp, err := http.Get("http://" + target + "/v2/")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	})
+	if cfg.Addr == "" {
+		cfg.Addr = "127.0.0.1:0"
+	}
+	return &testRegistry{gate: openGateAt(t, cfg.Addr, target), Storage: cfg.Storage, process: p}
+}
+
+// registryYAML is the registry's configuration file.
+func registryYAML(t testing.TB, root string, cfg registryConfig) string {
+	t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, `version: 0.1
+log: {level: info, formatter: text, accesslog: {disabled: true}}
+storage:
+  filesystem: {rootdirectory: %q, maxthreads: 100}
+  delete: {enabled: true}
+http: {addr: "127.0.0.1:0", secret: integration}
+`, cfg.Storage)
+	if len(cfg.Users) > 0 {
+		path := filepath.Join(root, "htpasswd")
+		writeFile(t, path, htpasswd(t, cfg.Users))
+		fmt.Fprintf(&b, "auth:\n  htpasswd: {realm: integration, path: %q}\n", path)
+	}
+	if cfg.Tokens != nil {
+		path := filepath.Join(root, "token.pem")
+		writeFile(t, path, cfg.Tokens.CertificatePEM())
+		fmt.Fprintf(&b, "auth:\n  token: {realm: %q, service: %q, issuer: %q, rootcertbundle: %q}\n",
+			cfg.Tokens.Realm, cfg.Tokens.Service, cfg.Tokens.Issuer, path)
+	}
+	return b.String()
+}
+
+// htpasswd is a password file; docker-registry takes bcrypt only.
+func htpasswd(t testing.TB, users map[string]string) string {
+	t.Helper()
+	var b strings.Builder
+	for name, password := range users {
+		hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s:%s\n", name, hash)
+	}
+	return b.String()
+}
+
+// writeFile writes a small file, with the folders above it.
+func writeFile(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
