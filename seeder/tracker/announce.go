@@ -217,7 +217,7 @@ func (t *Tracker) announced(a *announce, local net.Addr) (announceAnswer, error)
 
 // list enters a into its swarm, or takes it out, and picks peers for it.
 func (t *Tracker) list(a *announce, now time.Time) (announceAnswer, error) {
-	answer := announceAnswer{interval: t.cfg.Interval}
+	answer := announceAnswer{interval: t.interval(a)}
 	s := t.shard(a.infohash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,7 +236,8 @@ func (t *Tracker) list(a *announce, now time.Time) (announceAnswer, error) {
 		sw.stopped(a)
 		s.dropEmpty(a.infohash, sw)
 	} else {
-		sw.announced(a, t.cfg.MaxPeers, now)
+		// One announce may be lost on the way, and the next come late.
+		sw.announced(a, t.cfg.MaxPeers, now.Add(answer.interval*5/2))
 		answer.peers = sw.pick(a, a.want)
 	}
 	answer.complete, answer.incomplete = sw.complete, len(sw.peers)-sw.complete

@@ -26,16 +26,16 @@ type peer struct {
 	zone     string
 	index    int // in zones[zone]
 	complete bool
-	seen     time.Time
+	expires  time.Time
 }
 
 func newSwarm() *swarm {
 	return &swarm{peers: make(map[netip.AddrPort]*peer), zones: make(map[string][]*peer)}
 }
 
-// announced lists every address of a, or renews it, unless there are already
-// max peers.
-func (sw *swarm) announced(a *announce, max int, now time.Time) {
+// announced lists every address of a until expires, or renews it, unless there
+// are already max peers.
+func (sw *swarm) announced(a *announce, max int, expires time.Time) {
 	if a.event == eventCompleted {
 		sw.completed++
 	}
@@ -45,7 +45,7 @@ func (sw *swarm) announced(a *announce, max int, now time.Time) {
 		} else if len(sw.peers) >= max {
 			continue
 		}
-		sw.add(&peer{addr: addr, id: a.peerID, zone: a.zone, complete: a.left == 0, seen: now})
+		sw.add(&peer{addr: addr, id: a.peerID, zone: a.zone, complete: a.left == 0, expires: expires})
 	}
 }
 
@@ -86,10 +86,10 @@ func (sw *swarm) remove(p *peer) {
 	}
 }
 
-// expire removes the peers that last announced before deadline.
-func (sw *swarm) expire(deadline time.Time) {
+// expire removes the peers whose time is up.
+func (sw *swarm) expire(now time.Time) {
 	for _, p := range sw.peers {
-		if p.seen.Before(deadline) {
+		if p.expires.Before(now) {
 			sw.remove(p)
 		}
 	}

@@ -78,6 +78,9 @@ func TestLibraryClientFindsOthers(t *testing.T) {
 	if got := ports(res.Peers); len(got) != 1 || !got[1001] {
 		t.Fatalf("second was given %v, want the first only", got)
 	}
+	if res.Interval != 70 {
+		t.Errorf("a complete peer is to wait %d s, want ten times the interval", res.Interval)
+	}
 	if ip := res.Peers[0].IP.String(); ip != "127.0.0.1" {
 		t.Errorf("first is listed at %s, want where its request came from", ip)
 	}
