@@ -83,7 +83,7 @@ func main() {
 // run is the program: it does what args (with the program's name first) ask for until it is done or ctx ends. Results go to stdout, logs
 // and progress to stderr. The caller prints the error; [exitCode] tells the exit code that belongs to it.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	app := newApp(stdin, stdout, stderr)
+	app := newApp(commands(), stdin, stdout, stderr)
 	args, err := arrange(app, args)
 	if err != nil {
 		return err
@@ -91,12 +91,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return app.RunContext(ctx, args)
 }
 
-func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
+// newApp is the command line interface with the given commands.
+func newApp(commands []*cli.Command, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:      "murder",
 		Usage:     "peer-to-peer distribution of container image layers",
 		Version:   buildVersion(),
-		Commands:  commands(),
+		Commands:  commands,
 		Reader:    stdin,
 		Writer:    stdout,
 		ErrWriter: stderr,
@@ -116,6 +117,8 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 // commands are the subcommands in the order in which help lists them.
 func commands() []*cli.Command {
 	return []*cli.Command{
+		prefetchCommand(),
+		setupCommand(),
 		versionCommand(),
 	}
 }
