@@ -54,10 +54,10 @@ type imageJob struct {
 	image
 	result    imageResult
 	blobs     map[string]bool // those told of: the answer to a second request tells of them again, as cached
-	auth      string // the Authorization sent with it, "" for none
-	challenge string // set when the registry has refused, until it is answered
-	done      int64  // bytes that the mirror has of it
-	deniedAt  int64  // done when the registry last refused
+	auth      string          // the Authorization sent with it, "" for none
+	challenge string          // set when the registry has refused, until it is answered
+	done      int64           // bytes that the mirror has of it
+	deniedAt  int64           // done when the registry last refused
 }
 
 func (p *prefetch) host(ctx context.Context, mirror string) hostResult {
