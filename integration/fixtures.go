@@ -46,10 +46,12 @@ var makeFixturesOnce = sync.OnceValues(func() (*fixtures, error) { return makeFi
 func loadFixtures(t testing.TB) *fixtures {
 	t.Helper()
 	needs(t, "docker-registry")
+	done := logTime(t, "making the images, or waiting for them,")
 	f, err := makeFixturesOnce()
 	if err != nil {
 		t.Fatalf("make fixtures: %v", err)
 	}
+	done()
 	pushFixturesOnce.Do(func() {
 		reg := startRegistry(t, registryConfig{Storage: f.Storage})
 		push(t, reg.Addr, bigRepo+":"+fixtureTag, f.Big.Index, nil)
