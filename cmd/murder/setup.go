@@ -151,11 +151,12 @@ func checkSetupRegistry(s string) error {
 	if s == engine.DefaultRegistry {
 		return nil
 	}
-	return checkPodmanRegistry(s)
+	_, err := engine.ParseRegistry(s)
+	return err
 }
 
 func checkPodmanRegistry(s string) error {
-	_, err := engine.ParseRegistry(s)
+	_, err := engine.ParsePathRegistry(s)
 	return err
 }
 

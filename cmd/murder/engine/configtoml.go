@@ -23,8 +23,9 @@ type configToml struct {
 	from       string   // the file that says so
 }
 
-// The CRI plugin's registry section, in each version of config.toml.
-// Version 1 went with containerd 2.0; 2.x takes version 2 and migrates it.
+// The CRI plugin's registry section, in each version of config.toml. A newer
+// containerd takes an older version and migrates it (2.4 still takes 1), so a
+// file that setup makes is of version 2, which 1.3 and later read.
 var (
 	sectionV1 = []string{"plugins", "cri", "registry"}
 	sectionV2 = []string{"plugins", "io.containerd.grpc.v1.cri", "registry"}

@@ -74,6 +74,24 @@ func ParseRegistry(s string) (string, error) {
 	return s, nil
 }
 
+// ParsePathRegistry is ParseRegistry for engines that can only put the
+// registry's name into the image's path, as in 127.0.0.1:7080/ghcr.io/app.
+// A mirror takes the first part of a path for a registry if it has a dot or
+// is localhost, and a port's colon may not stand in a path at all: podman
+// then refuses every pull from that registry.
+func ParsePathRegistry(s string) (string, error) {
+	s, err := ParseRegistry(s)
+	switch {
+	case err != nil:
+		return "", err
+	case strings.ContainsAny(s, ":"):
+		return "", fmt.Errorf("registry %q has a port, which cannot stand in the path of an image's name", s)
+	case s != "localhost" && !strings.Contains(s, "."):
+		return "", fmt.Errorf("registry %q has no dot, so a mirror would take it for a part of the repository's name", s)
+	}
+	return s, nil
+}
+
 func loopback(host string) bool {
 	addr, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return host == "localhost" || err == nil && addr.IsLoopback()

@@ -66,6 +66,14 @@ func TestParseRegistry(t *testing.T) {
 	}
 }
 
+func TestParsePathRegistry(t *testing.T) {
+	for in, ok := range map[string]bool{"ghcr.io": true, "localhost": true, "localhost:5000": false, "registry": false, "[::1]": false, "a/b": false} {
+		if _, err := ParsePathRegistry(in); (err == nil) != ok {
+			t.Errorf("ParsePathRegistry(%q) = %v, want an error: %v", in, err, !ok)
+		}
+	}
+}
+
 // A tree is a machine's files: path below the root to content.
 type tree map[string]string
 

@@ -63,12 +63,12 @@ func (h hostsFile) add(base []byte) ([]byte, record, error) {
 	return data, rec, nil
 }
 
-// first reports whether the mirror's is the first table among the hosts, which
-// is the order containerd asks them in.
+// first reports whether the mirror is the first of the hosts in the text,
+// which is the order containerd asks them in.
 func (h hostsFile) first(data []byte) bool {
-	for _, header := range headers(data) {
-		if len(header.path) > 1 && header.path[0] == "host" {
-			return header.path[1] == h.mirror.String()
+	for _, path := range paths(data) {
+		if len(path) > 1 && path[0] == "host" {
+			return path[1] == h.mirror.String()
 		}
 	}
 	return false

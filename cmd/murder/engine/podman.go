@@ -32,7 +32,7 @@ func PodmanRegistries() []string {
 type Podman struct {
 	Root       string   // before all paths; "/" for this machine
 	Mirror     *url.URL // from ParseMirror
-	Registries []string // from ParseRegistry; none: PodmanRegistries
+	Registries []string // from ParsePathRegistry; none: PodmanRegistries
 	ConfDir    string   // registries.conf.d; registries.conf is beside it
 }
 

@@ -119,21 +119,16 @@ type header struct {
 // headers lists the table headers of a document that decodes, in order.
 func headers(data []byte) []header {
 	var list []header
-	expressions(data, func(n *unstable.Node, p *unstable.Parser) {
-		if n.Kind != unstable.Table && n.Kind != unstable.ArrayTable {
+	expressions(data, func(n *unstable.Node) {
+		if n.Kind == unstable.KeyValue {
 			return
 		}
-		h := header{start: -1}
-		for it := n.Key(); it.Next(); {
-			h.path = append(h.path, string(it.Node().Data))
-			h.end = int(it.Node().Raw.Offset)
-			if h.start < 0 {
-				h.start = h.end
-			}
-		}
-		h.start = bytes.LastIndexByte(data[:h.start], '\n') + 1
-		h.end = lineEnd(data, h.end)
-		list = append(list, h)
+		at := int(n.Child().Raw.Offset) // TOML keeps a header on one line
+		list = append(list, header{
+			path:  keys(n),
+			start: bytes.LastIndexByte(data[:at], '\n') + 1,
+			end:   lineEnd(data, at),
+		})
 	})
 	return list
 }
@@ -150,30 +145,51 @@ func lineEnd(data []byte, at int) int {
 // mix of table header and dotted key it is under.
 func literal(data []byte, path ...string) (start, end int, ok bool) {
 	var table []string
-	expressions(data, func(n *unstable.Node, p *unstable.Parser) {
-		var keys []string
-		for it := n.Key(); it.Next(); {
-			keys = append(keys, string(it.Node().Data))
+	expressions(data, func(n *unstable.Node) {
+		if n.Kind != unstable.KeyValue {
+			table = keys(n)
+			return
 		}
-		switch n.Kind {
-		case unstable.Table, unstable.ArrayTable:
-			table = keys
-		case unstable.KeyValue:
-			if raw := n.Value().Raw; slices.Equal(slices.Concat(table, keys), path) && raw.Length > 0 {
-				start, end, ok = int(raw.Offset), int(raw.Offset+raw.Length), true
-			}
+		if raw := n.Value().Raw; raw.Length > 0 && slices.Equal(slices.Concat(table, keys(n)), path) {
+			start, end, ok = int(raw.Offset), int(raw.Offset+raw.Length), true
 		}
 	})
 	return start, end, ok
 }
 
-func expressions(data []byte, visit func(*unstable.Node, *unstable.Parser)) {
+// paths lists the whole path of each header and each key of a document, in
+// order.
+func paths(data []byte) [][]string {
+	var table []string
+	var list [][]string
+	expressions(data, func(n *unstable.Node) {
+		if n.Kind == unstable.KeyValue {
+			list = append(list, slices.Concat(table, keys(n)))
+			return
+		}
+		table = keys(n)
+		list = append(list, table)
+	})
+	return list
+}
+
+// keys is the dotted key of a header or of a key and its value.
+func keys(n *unstable.Node) []string {
+	var list []string
+	for it := n.Key(); it.Next(); {
+		list = append(list, string(it.Node().Data))
+	}
+	return list
+}
+
+// expressions visits the headers and keys of a document that decodes.
+func expressions(data []byte, visit func(*unstable.Node)) {
 	var p unstable.Parser
 	p.Reset(data)
 	for p.NextExpression() {
 		switch n := p.Expression(); n.Kind {
 		case unstable.Table, unstable.ArrayTable, unstable.KeyValue:
-			visit(n, &p)
+			visit(n)
 		}
 	}
 }
