@@ -21,6 +21,9 @@ type Swarm interface {
 	Fetch(ctx context.Context, m *Metainfo, p *Partial, trackers []string) error
 	// Peers lists who else is known in a swarm; none for one that is not joined.
 	Peers(ih InfoHash) []Peer
+	// Received returns how many bytes of the blob came in so far, from mirrors
+	// and from seeders; 0 for a swarm that is not joined.
+	Received(ih InfoHash) (fromPeers, fromSeeders int64)
 	// Drop leaves a swarm and closes what Share was given; no error if not joined.
 	Drop(ih InfoHash)
 	// Stats returns totals since the swarm was opened.

@@ -254,21 +254,21 @@ func (c *Client) Relay(ctx context.Context, repo Repository, end string, query u
 	return c.do(ctx, http.MethodGet, repo, end, query, nil, authorization)
 }
 
+// Ask asks the murder at cfg.Via for what it offers beside the pull API: path,
+// for content of repo. Errors are as for the pull API.
+func (c *Client) Ask(ctx context.Context, path string, repo Repository, query url.Values, authorization string) (*http.Response, error) {
+	query.Set("ns", repo.Host)
+	query.Set("repo", repo.Name)
+	u := c.cfg.Via.JoinPath(path)
+	u.RawQuery = query.Encode()
+	return c.get(ctx, http.MethodGet, u.String(), repo, nil, authorization)
+}
+
 // do asks for an end of repo and returns the answer when it is a success, else
 // an [*Error].
 func (c *Client) do(ctx context.Context, method string, repo Repository, end string, query url.Values, header http.Header, authorization string) (*http.Response, error) {
 	send := func(authorization string) (*http.Response, error) {
-		req, err := http.NewRequestWithContext(ctx, method, c.url(repo, end, query), nil)
-		if err != nil {
-			return nil, fmt.Errorf("request for %s: %w", repo, err)
-		}
-		for key, values := range header {
-			req.Header[key] = values
-		}
-		if authorization != "" {
-			req.Header.Set("Authorization", authorization)
-		}
-		return c.send(req, repo)
+		return c.get(ctx, method, c.url(repo, end, query), repo, header, authorization)
 	}
 	if authorization != "" || c.cfg.Via != nil {
 		return send(authorization)
@@ -276,11 +276,21 @@ func (c *Client) do(ctx context.Context, method string, repo Repository, end str
 	return c.tokens.with(ctx, repo, c.insecure(repo.Host), send)
 }
 
-// send turns whatever is not a success into an [*Error].
-func (c *Client) send(req *http.Request, repo Repository) (*http.Response, error) {
+// get sends one request and turns whatever is not a success into an [*Error].
+func (c *Client) get(ctx context.Context, method, url string, repo Repository, header http.Header, authorization string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("request for %s: %w", repo, err)
+	}
+	for key, values := range header {
+		req.Header[key] = values
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, Unavailable("%s is not reachable: %w", c.party(repo.Host), stripURL(err))
+		return nil, Unavailable("%s is %w: %w", c.party(repo.Host), ErrUnreachable, stripURL(err))
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil

@@ -24,6 +24,10 @@ const (
 	CodeUnavailable     = "UNAVAILABLE"
 )
 
+// ErrUnreachable is in the chain of an error where no answer came at all, as
+// opposed to one that is of no use.
+var ErrUnreachable = errors.New("not reachable")
+
 // Error is an answer that is not the content asked for, in the protocol's
 // form. Where a registry gave it, Body holds the registry's own words.
 type Error struct {
@@ -37,7 +41,7 @@ type Error struct {
 
 func newError(status int, code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Status: status, Code: code, Message: err.Error(), err: errors.Unwrap(err)}
+	return &Error{Status: status, Code: code, Message: err.Error(), err: err}
 }
 
 // Unavailable is the error for content that cannot be had now because of

@@ -35,18 +35,26 @@ func (r *Rights) Add(repo Repository, authorization string) {
 	r.list = r.list[:min(len(r.list), maxRights)]
 }
 
-// GetBlob is [Upstream.GetBlob] in the name of the first of the callers whom
-// the registry still admits.
-func (r *Rights) GetBlob(ctx context.Context, up Upstream, d digest.Digest, off int64) (body io.ReadCloser, size int64, err error) {
+// Each puts a question in the name of one caller after the other until it is
+// not refused, and returns the last error.
+func (r *Rights) Each(ask func(repo Repository, authorization string) error) (err error) {
 	r.mu.Lock()
 	list := slices.Clone(r.list)
 	r.mu.Unlock()
-	err = Unavailable("nobody is waiting for %s", d)
 	for _, known := range list {
-		body, size, err = up.GetBlob(ctx, known.repo, d, off, known.authorization)
-		if !Refused(err) {
+		if err = ask(known.repo, known.authorization); !Refused(err) {
 			break
 		}
 	}
+	return err
+}
+
+// GetBlob is [Upstream.GetBlob] in the name of the first of the callers whom
+// the registry still admits.
+func (r *Rights) GetBlob(ctx context.Context, up Upstream, d digest.Digest, off int64) (body io.ReadCloser, size int64, err error) {
+	err = r.Each(func(repo Repository, authorization string) error {
+		body, size, err = up.GetBlob(ctx, repo, d, off, authorization)
+		return err
+	})
 	return body, size, err
 }

@@ -1,0 +1,52 @@
+package layers
+
+import (
+	"context"
+	"io"
+)
+
+// Content is a blob being served to one client, whole or still arriving.
+type Content struct {
+	size    int64
+	section func(ctx context.Context, off, n int64) io.Reader
+	closers []io.Closer
+}
+
+// Content serves b, and closes it in the end.
+func (b *Blob) Content() *Content {
+	return &Content{size: b.Size(), closers: []io.Closer{b}, section: func(_ context.Context, off, n int64) io.Reader {
+		if _, err := b.File().Seek(off, io.SeekStart); err != nil {
+			return failing{err}
+		}
+		return &io.LimitedReader{R: b.File(), N: n} // in this form net/http hands the file to sendfile
+	}}
+}
+
+// Content serves p while it arrives.
+func (p *Partial) Content() *Content {
+	c := &Content{size: p.Size()}
+	c.section = func(ctx context.Context, off, n int64) io.Reader {
+		r := p.NewReader(ctx, off, n)
+		c.closers = append(c.closers, r)
+		return r
+	}
+	return c
+}
+
+// Size returns the blob's length in bytes.
+func (c *Content) Size() int64 { return c.size }
+
+// Section returns the n bytes from off on, for one goroutine at a time.
+func (c *Content) Section(ctx context.Context, off, n int64) io.Reader { return c.section(ctx, off, n) }
+
+// Close ends the serving.
+func (c *Content) Close() error {
+	for _, closer := range c.closers {
+		closer.Close()
+	}
+	return nil
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }

@@ -1,0 +1,454 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/registry"
+)
+
+const (
+	// coldWait is how long a host waits for the metainfo of a blob that the
+	// seeder is still fetching before it streams the blob from the seeder:
+	// long enough for most layers to become a swarm, and no client gives up
+	// after so short a silence.
+	coldWait = 5 * time.Second
+	// metainfoWait is how long one question for the metainfo stays open.
+	metainfoWait = 30 * time.Second
+	// stallAfter is the silence after which a swarm is left.
+	stallAfter = 5 * time.Second
+	watchEvery = 500 * time.Millisecond
+	// maxFruitless bounds the ways tried in a row that bring nothing: each
+	// twice, so that a registry's restart does not end a pull.
+	maxFruitless = 6
+)
+
+var (
+	errSkip     = errors.New("not a way for this blob")
+	errMetainfo = errors.New("the metainfo has come")
+	errStalled  = errors.New("no bytes from the swarm")
+)
+
+// uncached is the error of a blob that cannot be kept: its size is not known,
+// or the disk does not take it. It is passed through instead.
+type uncached struct {
+	stream *registry.Stream
+	cause  error
+}
+
+func (u *uncached) Error() string { return "blob cannot be cached: " + u.cause.Error() }
+
+var errNoSize = errors.New("the registry does not tell its size")
+
+// download is one blob on its way to this host. It takes one way after the
+// other, and each goes on where the last one stopped.
+type download struct {
+	mirror  *Mirror
+	partial *layers.Partial
+	rights  registry.Rights
+	seeder  Seeder        // that was asked for the metainfo; nil = none answered
+	stream  bool          // the seeder asks us to stream over HTTP at once
+	first   io.ReadCloser // the registry's body, where begin has opened one
+	why     string        // why there is no seeder
+
+	metainfo  *layers.Metainfo // set before hasMeta is closed
+	hasMeta   chan struct{}
+	awaitMeta sync.Once
+
+	mu   sync.Mutex // guards ways
+	ways map[string]bool
+}
+
+// begin asks the seeder for a blob, or else the registry, in the caller's
+// name. That it is promised admits the caller.
+func (m *Mirror) begin(req registry.Request) (*download, error) {
+	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
+		return nil, layers.ErrWhole
+	}
+	d := &download{mirror: m, hasMeta: make(chan struct{}), ways: make(map[string]bool)}
+	d.rights.Add(req.Repo, req.Authorization)
+	size, err := d.askSeeder(req)
+	if err == nil && d.seeder == nil {
+		d.first, size, err = m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
+		if err == nil && size < 0 {
+			return nil, &uncached{registry.NewStream(d.first, size, req.Digest), errNoSize}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.partial, err = m.cfg.Store.Partial(req.Digest, size)
+	if errors.Is(err, layers.ErrWhole) {
+		d.close()
+		return nil, err
+	}
+	if err != nil {
+		m.cfg.Log.Error("blob not cached", "digest", req.Digest, "err", err)
+		return nil, m.passThrough(d, req, size, err)
+	}
+	m.grants.Record(req.Authorization, registry.Content{Repo: req.Repo, Kind: registry.Blob, Digest: req.Digest})
+	m.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
+	m.running.Go(d.run)
+	return d, nil
+}
+
+// askSeeder asks for the blob's metainfo. With no seeder to ask d.seeder stays
+// nil; an error is the registry's verdict on the caller.
+func (d *download) askSeeder(req registry.Request) (size int64, err error) {
+	m := d.mirror
+	seeder := m.seeders.pick()
+	if seeder == nil {
+		d.why = whyNoSeeder
+		if len(m.cfg.Seeders) > 0 {
+			d.why = whySeederFailed
+		}
+		return 0, nil
+	}
+	metainfo, arrival, err := seeder.Torrent(m.ctx, req.Repo, req.Digest, req.Authorization, 0)
+	if registry.Refused(err) {
+		return 0, err
+	}
+	if err != nil {
+		m.seeders.failed(m.ctx, seeder, err)
+		d.why = whySeederFailed
+		return 0, nil
+	}
+	d.seeder = seeder
+	if metainfo != nil {
+		d.setMetainfo(metainfo)
+		return metainfo.Size(), nil
+	}
+	d.stream = arrival.Stream
+	return arrival.Size, nil
+}
+
+// passThrough is what becomes of a blob that the cache does not take.
+func (m *Mirror) passThrough(d *download, req registry.Request, size int64, cause error) error {
+	body := d.first
+	if body == nil {
+		var err error
+		if body, size, err = m.upstream.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization); err != nil {
+			return err
+		}
+	}
+	return &uncached{registry.NewStream(body, size, req.Digest), cause}
+}
+
+func (d *download) setMetainfo(m *layers.Metainfo) {
+	d.metainfo = m
+	close(d.hasMeta)
+}
+
+// run brings the blob, and shares it when it is whole.
+func (d *download) run() {
+	m, p := d.mirror, d.partial
+	if err := d.bring(); err != nil {
+		p.Fail(err)
+	}
+	d.close()
+	<-p.Done()
+	err := p.Err()
+	m.flights.End(p.Digest())
+	record := m.ledger.End(p.Digest(), err)
+	log := m.cfg.Log.With("digest", p.Digest(), "bytes", p.Size(), "peer", record.From[layers.FromPeer],
+		"seeder", record.From[layers.FromSeeder], "upstream", record.From[layers.FromUpstream], "why", record.Why,
+		"dur", time.Duration(record.TookMS)*time.Millisecond)
+	if err != nil {
+		log.Error("blob not brought", "err", err)
+		return
+	}
+	log.Info("blob brought")
+	if p.Size() >= layers.SmallBlob {
+		if _, err := m.shared.Share(m.ctx, p.Digest()); err != nil && m.ctx.Err() == nil {
+			m.cfg.Log.Warn("blob not shared", "digest", p.Digest(), "err", err)
+		}
+	}
+}
+
+func (d *download) close() {
+	if d.first != nil {
+		d.first.Close()
+		d.first = nil
+	}
+}
+
+// bring takes the ways in order, again and again as long as that helps.
+func (d *download) bring() error {
+	ctx := d.mirror.ctx
+	ways := []struct {
+		name  string
+		bring func(context.Context) error
+	}{{"swarm", d.bySwarm}, {"seeder", d.bySeeder}, {"upstream", d.byUpstream}}
+	var last error
+	for at, fruitless := 0, 0; fruitless < maxFruitless; {
+		before := d.partial.Received()
+		d.mirror.ledger.Way(d.partial.Digest(), ways[at].name, d.why)
+		err := ways[at].bring(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errMetainfo):
+			at = 0
+			continue
+		case d.over():
+			return err
+		case !errors.Is(err, errSkip):
+			last = err
+			d.left(ways[at].name, err)
+			fruitless++
+			if d.partial.Received() > before {
+				fruitless = 0
+			}
+		}
+		if at++; at == len(ways) {
+			at = 0
+			d.pause(fruitless)
+		}
+	}
+	return last
+}
+
+// over is true when no other way can help: the daemon stops, or the blob has
+// ended by itself.
+func (d *download) over() bool {
+	select {
+	case <-d.partial.Done():
+		return true
+	default:
+		return d.mirror.ctx.Err() != nil
+	}
+}
+
+// left notes why a way was left for the next.
+func (d *download) left(way string, err error) {
+	m := d.mirror
+	switch {
+	case errors.Is(err, errStalled):
+		d.why = whyStalled
+	case errors.Is(err, registry.ErrUnreachable) && way != "upstream":
+		d.why = whySeederFailed
+	default:
+		d.why = whyBrokeOff
+	}
+	m.fellBack(d.why)
+	m.cfg.Log.Warn("way left", "digest", d.partial.Digest(), "way", way, "bytes", d.partial.Received(), "why", d.why, "err", err)
+}
+
+// pause lets a registry that has just failed come back.
+func (d *download) pause(fruitless int) {
+	select {
+	case <-d.mirror.ctx.Done():
+	case <-d.partial.Done():
+	case <-time.After(time.Duration(fruitless) * 200 * time.Millisecond):
+	}
+}
+
+// bySwarm needs the metainfo, and a seeder that may be away by now.
+func (d *download) bySwarm(ctx context.Context) error {
+	select {
+	case <-d.hasMeta:
+	default:
+		return errSkip
+	}
+	if d.partial.Size() < layers.SmallBlob {
+		d.why = whySmall
+		return errSkip
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { d.watch(ctx, cancel) })
+	err := d.mirror.cfg.Swarm.Fetch(ctx, d.metainfo, d.partial, d.mirror.seeders.trackers())
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	cancel(nil)
+	watching.Wait()
+	if err == nil {
+		d.mirror.shared.Joined(d.metainfo)
+	}
+	return err
+}
+
+// watch counts what the swarm brings, and ends a fetch that brings nothing:
+// soon when the seeder is away, since then a piece may be missing for good.
+func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	var counted moved
+	defer func() { d.count(&counted) }()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	last, progress := time.Now(), d.partial.Progress()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.partial.Done():
+			return
+		case <-tick.C:
+		}
+		d.count(&counted)
+		select {
+		case <-progress:
+			last, progress = time.Now(), d.partial.Progress()
+			continue
+		default:
+		}
+		if silent := time.Since(last); silent > stallAfter || silent > time.Second && !d.seederLives(ctx) {
+			cancel(errStalled)
+			return
+		}
+	}
+}
+
+func (d *download) seederLives(ctx context.Context) bool {
+	if d.seeder == nil || d.mirror.seeders.isIll(d.seeder) {
+		return false
+	}
+	if err := d.seeder.Alive(ctx); err != nil {
+		d.mirror.seeders.failed(ctx, d.seeder, errors.Join(registry.ErrUnreachable, err))
+		return false
+	}
+	return true
+}
+
+// moved are the bytes that the swarm has brought so far.
+type moved struct{ peers, seeders int64 }
+
+// count notes what the swarm has brought since the last time.
+func (d *download) count(before *moved) {
+	peers, seeders := d.mirror.cfg.Swarm.Received(d.metainfo.InfoHash())
+	d.received(layers.FromPeer, "swarm", int(peers-before.peers))
+	d.received(layers.FromSeeder, "swarm", int(seeders-before.seeders))
+	*before = moved{peers, seeders}
+}
+
+// bySeeder streams over HTTP what is missing, until the metainfo comes and the
+// swarm can do it.
+func (d *download) bySeeder(ctx context.Context) error {
+	if d.seeder == nil || d.mirror.seeders.isIll(d.seeder) {
+		return errSkip
+	}
+	metaCame := d.hasMeta
+	select {
+	case <-d.hasMeta:
+		metaCame = nil // we have it: the swarm has been tried
+	default:
+		d.awaitMeta.Do(func() { d.mirror.running.Go(d.awaitMetainfo) })
+		if !d.stream && d.partial.Size() >= layers.SmallBlob && d.metainfoComes(ctx, coldWait) {
+			return errMetainfo
+		}
+		d.why = whyCold
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if metaCame != nil && d.partial.Size() >= layers.SmallBlob {
+		var waiting sync.WaitGroup
+		defer waiting.Wait()
+		waiting.Go(func() {
+			select {
+			case <-metaCame:
+				cancel(errMetainfo)
+			case <-ctx.Done():
+			}
+		})
+		defer cancel(nil)
+	}
+	err := d.fill(ctx, "seeder", d.seeder)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errMetainfo) {
+		return cause
+	}
+	d.mirror.seeders.failed(ctx, d.seeder, err)
+	return err
+}
+
+// metainfoComes waits for the metainfo for so long.
+func (d *download) metainfoComes(ctx context.Context, long time.Duration) bool {
+	timer := time.NewTimer(long)
+	defer timer.Stop()
+	select {
+	case <-d.hasMeta:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-d.partial.Done():
+	}
+	return false
+}
+
+// awaitMetainfo asks until the seeder has the metainfo ready. It is no matter
+// when that fails: the blob then comes another way.
+func (d *download) awaitMetainfo() {
+	ctx, cancel := context.WithCancel(d.mirror.ctx)
+	defer cancel()
+	d.mirror.running.Go(func() {
+		select {
+		case <-d.partial.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	for ctx.Err() == nil {
+		m, err := d.rightfulTorrent(ctx)
+		if err != nil {
+			return
+		}
+		if m != nil {
+			d.setMetainfo(m)
+			return
+		}
+	}
+}
+
+func (d *download) rightfulTorrent(ctx context.Context) (m *layers.Metainfo, err error) {
+	err = d.rights.Each(func(repo registry.Repository, authorization string) error {
+		m, _, err = d.seeder.Torrent(ctx, repo, d.partial.Digest(), authorization, metainfoWait)
+		return err
+	})
+	return m, err
+}
+
+// byUpstream goes to the registry itself.
+func (d *download) byUpstream(ctx context.Context) error {
+	return d.fill(ctx, "upstream", d.mirror.cfg.Registries)
+}
+
+func (d *download) fill(ctx context.Context, way string, up registry.Upstream) error {
+	from := layers.Source(way)
+	open := func(ctx context.Context, off int64) (io.ReadCloser, error) {
+		if body := d.first; body != nil && way == "upstream" {
+			d.first = nil
+			if off == 0 {
+				return body, nil
+			}
+			body.Close() // an earlier download left us more than nothing
+		}
+		body, _, err := d.rights.GetBlob(ctx, up, d.partial.Digest(), off)
+		return body, err
+	}
+	return layers.Fill(ctx, d.partial, open, func(n int) { d.received(from, way, n) })
+}
+
+func (d *download) received(from layers.Source, way string, n int) {
+	if n == 0 {
+		return
+	}
+	d.mirror.ledger.Received(d.partial.Digest(), from, int64(n))
+	d.mu.Lock()
+	d.ways[way] = true
+	d.mu.Unlock()
+}
+
+// source names the one way that brought the blob, or says that several did.
+func (d *download) source() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.ways) != 1 {
+		return "mixed"
+	}
+	return slices.Collect(maps.Keys(d.ways))[0]
+}

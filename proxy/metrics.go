@@ -1,0 +1,71 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/murderp2p/murder/registry"
+)
+
+// Why a better way was left: constant phrases, for status, logs and the label
+// of murder_fallbacks_total.
+const (
+	whySeederFailed = "seeder unreachable"
+	whyNoSeeder     = "no seeder"
+	whyStalled      = "swarm stalled"
+	whySmall        = "blob too small for a swarm"
+	whyCold         = "seeder still fetching"
+	whyBrokeOff     = "answer broke off"
+	whyNoCache      = "cache unusable"
+)
+
+// Metrics are the events that a mirror counts.
+type Metrics struct {
+	pulls          *prometheus.CounterVec
+	seconds        prometheus.Histogram
+	errors         *prometheus.CounterVec
+	fallbacks      *prometheus.CounterVec
+	authorizations *prometheus.CounterVec
+}
+
+// NewMetrics registers them with reg.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	auto := promauto.With(reg)
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return auto.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	return &Metrics{
+		pulls:  counter("murder_pulls_total", "Blobs served to clients, by registry and by where they came from.", "registry", "source"),
+		errors: counter("murder_pull_errors_total", "Blobs that could not be served, by reason.", "reason"),
+		seconds: auto.NewHistogram(prometheus.HistogramOpts{
+			Name: "murder_pull_seconds", Help: "Seconds from a client's request for a blob to its end.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
+		}),
+		fallbacks:      counter("murder_fallbacks_total", "Times that a better way was left for a worse one, by reason.", "reason"),
+		authorizations: counter("murder_authorizations_total", "Questions to registries whether a caller may read, by result.", "result"),
+	}
+}
+
+func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
+
+func (m *Metrics) pulled(host, source string, begun time.Time) {
+	m.pulls.WithLabelValues(host, source).Inc()
+	m.seconds.Observe(time.Since(begun).Seconds())
+}
+
+func (m *Metrics) failed(err error) {
+	reason := "internal"
+	if e, ok := errors.AsType[*registry.Error](err); ok {
+		switch reason = "unavailable"; e.Status {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			reason = "refused"
+		case http.StatusNotFound:
+			reason = "not found"
+		}
+	}
+	m.errors.WithLabelValues(reason).Inc()
+}

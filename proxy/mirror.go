@@ -1,0 +1,203 @@
+// Package proxy is the mirror on every host: a pull-only registry that
+// containerd, Docker or podman pull through. It serves blobs from its cache,
+// else it brings them from the swarm, from a seeder over HTTP, or from the
+// registry itself, in that order, and lets its clients read them while they
+// arrive. Manifests and all else it asks of the seeder or the registry.
+//
+// A [Mirror] is an http.Handler. The protocol is package registry's, bytes on
+// disk and in the swarm are package layers'; what remains here is the choice
+// of ways (download.go), and when to leave one for the next.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/registry"
+)
+
+// Seeder is what a mirror asks of an origin's daemon. The Upstream answers for
+// all registries. Its errors are those of [registry.Upstream]; none takes
+// more than a second to say that a seeder is down or hangs.
+type Seeder interface {
+	registry.Upstream
+	// URL names the seeder.
+	URL() string
+	// Announce is the URL of its tracker.
+	Announce() string
+	// Alive returns nil when the seeder answers.
+	Alive(ctx context.Context) error
+	// Torrent returns a blob's metainfo, or how far the seeder is with it
+	// after it has waited for so long.
+	Torrent(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string, wait time.Duration) (*layers.Metainfo, layers.Arrival, error)
+}
+
+// Config says what a [Mirror] works with.
+type Config struct {
+	Store *layers.Store
+	Swarm layers.Swarm
+	// Seeders are tried in order; there may be none.
+	Seeders []Seeder
+	// Registries are asked when no seeder can be.
+	Registries registry.Upstream
+	// DefaultRegistry is that of requests which name none.
+	DefaultRegistry string
+	// AuthTTL and AuthGrace are for how long a registry's leave holds, and
+	// holds while the registry is away.
+	AuthTTL, AuthGrace time.Duration
+	Metrics            *Metrics
+	Log                *slog.Logger
+}
+
+// Mirror is the mirror's daemon.
+type Mirror struct {
+	cfg       Config
+	ctx       context.Context // the daemon's: a download outlives whoever asked first
+	running   sync.WaitGroup
+	grants    *registry.Grants
+	seeders   *seeders
+	upstream  registry.Upstream // a seeder, else the registries
+	manifests *registry.Manifests
+	flights   layers.Flights[*download]
+	shared    *layers.Shared
+	ledger    *layers.Ledger
+	mux       *http.ServeMux
+}
+
+// Open returns a Mirror that works until ctx ends.
+func Open(ctx context.Context, cfg Config) *Mirror {
+	m := &Mirror{cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger()}
+	m.grants.OnAnswer = cfg.Metrics.authorized
+	m.seeders = newSeeders(ctx, &m.running, cfg.Seeders, cfg.Log)
+	m.upstream = &failover{m.seeders, cfg.Registries, m.fellBack}
+	m.manifests = &registry.Manifests{Upstream: m.upstream, Store: cfg.Store, Grants: m.grants, Log: cfg.Log}
+	m.shared = layers.NewShared(cfg.Store, cfg.Swarm, m.seeders.trackers(), cfg.Log)
+	m.mux = http.NewServeMux()
+	m.mux.Handle("/v2/", &registry.Handler{Backend: m, DefaultHost: cfg.DefaultRegistry, Sent: m.ledger.Served, Log: cfg.Log})
+	m.mux.HandleFunc("POST /v1/prefetch", m.servePrefetch)
+	return m
+}
+
+// ServeHTTP implements http.Handler.
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.mux.ServeHTTP(w, r) }
+
+// Run shares what the cache holds already.
+func (m *Mirror) Run(ctx context.Context) error { return m.shared.All(ctx) }
+
+// Wait returns when all that the context of Open ended is at rest.
+func (m *Mirror) Wait() { m.running.Wait() }
+
+// Ledger tells where the latest blobs came from.
+func (m *Mirror) Ledger() *layers.Ledger { return m.ledger }
+
+// Seeders tells how the seeders are.
+func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health() }
+
+// Evicted is to be told of blobs that the store has evicted.
+func (m *Mirror) Evicted(d digest.Digest) { m.shared.Drop(d) }
+
+// Ping implements [registry.Backend]. With nobody to ask the answer is yes:
+// what is cached can still be pulled, by those who were admitted before.
+func (m *Mirror) Ping(ctx context.Context, req registry.Request) error {
+	err := m.upstream.Ping(ctx, req.Repo.Host, req.Authorization)
+	if registry.Refused(err) {
+		return err
+	}
+	return nil
+}
+
+// HeadManifest implements [registry.Backend].
+func (m *Mirror) HeadManifest(ctx context.Context, req registry.Request) (ocispec.Descriptor, error) {
+	return m.manifests.Head(ctx, req)
+}
+
+// GetManifest implements [registry.Backend].
+func (m *Mirror) GetManifest(ctx context.Context, req registry.Request) (ocispec.Descriptor, []byte, error) {
+	return m.manifests.Get(ctx, req)
+}
+
+// Relay implements [registry.Backend].
+func (m *Mirror) Relay(ctx context.Context, req registry.Request, end string, query url.Values) (*http.Response, error) {
+	return m.upstream.Relay(ctx, req.Repo, end, query, req.Authorization)
+}
+
+// StatBlob implements [registry.Backend].
+func (m *Mirror) StatBlob(ctx context.Context, req registry.Request) (int64, error) {
+	size, ok := m.cfg.Store.Stat(req.Digest)
+	if d, arriving := m.flights.Get(req.Digest); !ok && arriving {
+		size, ok = d.partial.Size(), true
+	}
+	if ok {
+		return size, m.grants.AdmitBlob(ctx, m.upstream, req, size)
+	}
+	return m.upstream.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
+}
+
+// OpenBlob implements [registry.Backend].
+func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.OpenBlob, error) {
+	begun := time.Now()
+	blob, d, err := m.acquire(ctx, req)
+	if u, ok := errors.AsType[*uncached](err); ok {
+		m.fellBack(whyNoCache)
+		return u.stream, nil
+	}
+	if err != nil {
+		m.cfg.Metrics.failed(err)
+		return nil, err
+	}
+	if blob != nil {
+		return &pulled{blob.Content(), func() { m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun) }}, nil
+	}
+	return &pulled{d.partial.Content(), func() { m.cfg.Metrics.pulled(req.Repo.Host, d.source(), begun) }}, nil
+}
+
+// pulled is content that counts as a pull when it has been served.
+type pulled struct {
+	*layers.Content
+	done func()
+}
+
+func (p *pulled) Close() error {
+	p.done()
+	return p.Content.Close()
+}
+
+// acquire returns a blob for a caller whom the registry admits to it: whole,
+// or arriving. The error may be an *uncached, with a stream to close.
+func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *download, error) {
+	for {
+		blob, err := m.cfg.Store.Open(req.Digest)
+		if err == nil {
+			if err := m.grants.AdmitBlob(ctx, m.upstream, req, blob.Size()); err != nil {
+				blob.Close()
+				return nil, nil, err
+			}
+			return blob, nil, nil
+		}
+		if !errors.Is(err, layers.ErrNotFound) {
+			m.cfg.Log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
+		}
+		d, joined, err := m.flights.Join(ctx, req.Digest, func() (*download, error) { return m.begin(req) })
+		if errors.Is(err, layers.ErrWhole) {
+			continue // it became whole while we looked
+		}
+		if err == nil && joined {
+			err = m.grants.AdmitBlob(ctx, m.upstream, req, d.partial.Size())
+			if err == nil {
+				d.rights.Add(req.Repo, req.Authorization)
+			}
+		}
+		return nil, d, err
+	}
+}
+
+func (m *Mirror) fellBack(why string) { m.cfg.Metrics.fallbacks.WithLabelValues(why).Inc() }

@@ -1,0 +1,104 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// errDigest is the end of a stream whose bytes are not what was asked for.
+var errDigest = errors.New("content does not match its digest")
+
+// Stream is an [OpenBlob] that passes an upstream's body on without keeping
+// it, for blobs that the cache cannot take. It can be read once.
+type Stream struct {
+	body     io.ReadCloser
+	size     int64
+	verifier digest.Verifier
+
+	out  *io.PipeReader // nil before Section
+	done chan struct{}
+}
+
+// NewStream takes over body, which holds all of blob d; size in bytes is -1
+// where the upstream does not tell it.
+func NewStream(body io.ReadCloser, size int64, d digest.Digest) *Stream {
+	return &Stream{body: body, size: size, verifier: d.Verifier()}
+}
+
+// Size implements [OpenBlob].
+func (s *Stream) Size() int64 { return s.size }
+
+// Close implements [OpenBlob].
+func (s *Stream) Close() error {
+	err := s.body.Close()
+	if s.out != nil {
+		s.out.Close()
+		<-s.done
+	}
+	return err
+}
+
+// Section implements [OpenBlob]. What was read last is held back until all of
+// the blob has been read and found right.
+func (s *Stream) Section(_ context.Context, off, n int64) io.Reader {
+	out, in := io.Pipe()
+	s.out, s.done = out, make(chan struct{})
+	go func() {
+		defer close(s.done)
+		in.CloseWithError(s.pass(in, off, n))
+	}()
+	return out
+}
+
+func (s *Stream) pass(w io.Writer, off, n int64) error {
+	verified := io.TeeReader(s.body, s.verifier)
+	if _, err := io.CopyN(io.Discard, verified, off); err != nil {
+		return noEOF(err)
+	}
+	section := io.Reader(verified)
+	if n >= 0 {
+		section = io.LimitReader(verified, n)
+	}
+	last, err := copyAllButLast(w, section)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, verified); err != nil {
+		return err
+	}
+	if !s.verifier.Verified() {
+		return errDigest
+	}
+	_, err = w.Write(last)
+	return err
+}
+
+// copyAllButLast copies src, but returns the last bytes that it read.
+func copyAllButLast(w io.Writer, src io.Reader) (last []byte, err error) {
+	var bufs [2][32 << 10]byte
+	for i := 0; ; i ^= 1 {
+		n, err := io.ReadFull(src, bufs[i][:])
+		if n > 0 {
+			if _, err := w.Write(last); err != nil {
+				return nil, err
+			}
+			last = bufs[i][:n]
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

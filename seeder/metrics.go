@@ -1,0 +1,28 @@
+package seeder
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Metrics are the events that a seeder counts.
+type Metrics struct {
+	authorizations *prometheus.CounterVec
+	cacheErrors    prometheus.Counter
+}
+
+// NewMetrics registers them with reg.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	auto := promauto.With(reg)
+	return &Metrics{
+		authorizations: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "murder_authorizations_total", Help: "Questions to registries whether a caller may read, by result.",
+		}, []string{"result"}),
+		cacheErrors: auto.NewCounter(prometheus.CounterOpts{
+			Name: "murder_cache_errors_total", Help: "Blobs that the cache could not take and that were passed through.",
+		}),
+	}
+}
+
+func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
+func (m *Metrics) cacheError()              { m.cacheErrors.Inc() }

@@ -1,0 +1,202 @@
+package seeder
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/registry"
+)
+
+// origin brings blobs from the registries into the store, each once.
+type origin struct {
+	ctx      context.Context // the daemon's: a fetch outlives whoever asked first
+	running  sync.WaitGroup
+	store    *layers.Store
+	upstream registry.Upstream
+	grants   *registry.Grants
+	shared   *layers.Shared
+	ledger   *layers.Ledger
+	metrics  *Metrics
+	log      *slog.Logger
+	flights  layers.Flights[*fetch]
+}
+
+// fetch is one blob on its way from the registry.
+type fetch struct {
+	partial *layers.Partial
+	rights  registry.Rights
+
+	mu      sync.Mutex // guards streams
+	streams int        // mirrors told to stream it over HTTP
+}
+
+// maxStreams is how many mirrors stream a blob over HTTP while it is still
+// being fetched, instead of waiting for the metainfo: enough that the first
+// host loses no time, few enough that our link is left to the swarm.
+const maxStreams = 2
+
+// maxTries bounds the requests for one blob that bring nothing.
+const maxTries = 4
+
+// uncached is the error of a blob that cannot be kept: its size is not known,
+// or the disk does not take it. It is passed through instead.
+type uncached struct {
+	stream *registry.Stream
+	cause  error
+}
+
+func (u *uncached) Error() string { return "blob cannot be cached: " + u.cause.Error() }
+
+var errNoSize = errors.New("the registry does not tell its size")
+
+func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
+	return &origin{
+		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
+		ledger: layers.NewLedger(), metrics: cfg.Metrics, log: cfg.Log,
+	}
+}
+
+// acquire returns a blob for a caller whom the registry admits to it: whole,
+// or being fetched. The error may be an *uncached, with a stream to close.
+func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *fetch, error) {
+	for {
+		blob, err := o.store.Open(req.Digest)
+		if err == nil {
+			if err := o.grants.AdmitBlob(ctx, o.upstream, req, blob.Size()); err != nil {
+				blob.Close()
+				return nil, nil, err
+			}
+			return blob, nil, nil
+		}
+		if !errors.Is(err, layers.ErrNotFound) {
+			o.log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
+		}
+		f, joined, err := o.flights.Join(ctx, req.Digest, func() (*fetch, error) { return o.begin(req) })
+		if errors.Is(err, layers.ErrWhole) {
+			continue // it became whole while we looked
+		}
+		if err == nil && joined {
+			err = o.grants.AdmitBlob(ctx, o.upstream, req, f.partial.Size())
+			f.rights.Add(req.Repo, req.Authorization)
+		}
+		return nil, f, err
+	}
+}
+
+// begin asks the registry for a blob in the caller's name. That it is sent
+// admits the caller.
+func (o *origin) begin(req registry.Request) (*fetch, error) {
+	if _, ok := o.store.Stat(req.Digest); ok {
+		return nil, layers.ErrWhole
+	}
+	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, 0, req.Authorization)
+	if err != nil {
+		return nil, err
+	}
+	if size < 0 {
+		return nil, &uncached{registry.NewStream(body, size, req.Digest), errNoSize}
+	}
+	partial, err := o.store.Partial(req.Digest, size)
+	if errors.Is(err, layers.ErrWhole) {
+		body.Close()
+		return nil, err
+	}
+	if err != nil {
+		o.metrics.cacheError()
+		o.log.Error("blob not cached", "digest", req.Digest, "err", err)
+		return nil, &uncached{registry.NewStream(body, size, req.Digest), err}
+	}
+	o.grants.Record(req.Authorization, registry.Content{Repo: req.Repo, Kind: registry.Blob, Digest: req.Digest})
+	f := &fetch{partial: partial}
+	f.rights.Add(req.Repo, req.Authorization)
+	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
+	o.ledger.Way(req.Digest, "upstream", "")
+	o.running.Go(func() { o.run(f, body) })
+	return f, nil
+}
+
+// run brings all of a blob, in as many requests as it takes.
+func (o *origin) run(f *fetch, first io.ReadCloser) {
+	d := f.partial.Digest()
+	open := func(ctx context.Context, off int64) (io.ReadCloser, error) {
+		if body := first; body != nil {
+			first = nil
+			if off == 0 {
+				return body, nil
+			}
+			body.Close() // an earlier fetch left us more than nothing
+		}
+		body, _, err := f.rights.GetBlob(ctx, o.upstream, d, off)
+		return body, err
+	}
+	if err := o.fill(f.partial, open); err != nil {
+		f.partial.Fail(err)
+	}
+	if first != nil {
+		first.Close()
+	}
+	<-f.partial.Done()
+	err := f.partial.Err()
+	if err == nil {
+		_, err = o.shared.Share(o.ctx, d)
+	}
+	o.flights.End(d)
+	record := o.ledger.End(d, err)
+	if err != nil {
+		o.log.Error("blob not fetched", "digest", d, "err", err)
+		return
+	}
+	o.log.Info("blob fetched", "digest", d, "bytes", record.Size, "dur", time.Duration(record.TookMS)*time.Millisecond)
+}
+
+// fill goes on after an error where it stopped, as long as that helps.
+func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.ReadCloser, error)) error {
+	received := func(n int) { o.ledger.Received(p.Digest(), layers.FromUpstream, int64(n)) }
+	for try := 1; ; try++ {
+		before := p.Received()
+		err := layers.Fill(o.ctx, p, open, received)
+		if err == nil || registry.Refused(err) || o.ctx.Err() != nil {
+			return err
+		}
+		if p.Received() > before {
+			try = 1
+		}
+		if try == maxTries {
+			return err
+		}
+		o.log.Warn("registry's answer broke off", "digest", p.Digest(), "bytes", p.Received(), "err", err)
+		select {
+		case <-o.ctx.Done():
+			return o.ctx.Err()
+		case <-p.Done():
+			return p.Err()
+		case <-time.After(time.Duration(try) * 200 * time.Millisecond):
+		}
+	}
+}
+
+// stream tells a mirror whether to stream the blob over HTTP now.
+func (f *fetch) stream() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams++
+	return f.streams <= maxStreams
+}
+
+// known returns the size of a blob that is here or on its way.
+func (o *origin) known(d digest.Digest) (size int64, ok bool) {
+	if size, ok := o.store.Stat(d); ok {
+		return size, true
+	}
+	if f, ok := o.flights.Get(d); ok {
+		return f.partial.Size(), true
+	}
+	return 0, false
+}

@@ -1,0 +1,119 @@
+// Package seeder is the origin's daemon: it stands beside the registry,
+// fetches each layer from it once however many hosts ask, makes the layer's
+// metainfo while the bytes come in, hands it out, tracks the swarm and seeds.
+//
+// A [Seeder] answers the same pull API as a mirror (see package registry), so
+// that a mirror can fetch from it over HTTP what is not worth a swarm, and
+// beside it GET /v1/torrents/<digest> and the tracker. A [Client] is how a
+// mirror asks. What the daemon keeps and how it is shared is package layers';
+// who listens where is cmd/murder's.
+package seeder
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder/tracker"
+)
+
+// Config says what a [Seeder] works with.
+type Config struct {
+	Store    *layers.Store
+	Swarm    layers.Swarm
+	Upstream registry.Upstream // the registries
+	// DefaultRegistry is that of requests which name none.
+	DefaultRegistry string
+	// Advertise is the address given to peers; the zero value gives each the
+	// address by which it reached the tracker.
+	Advertise netip.AddrPort
+	// TagTTL is for how long an answer about a tag is shared.
+	TagTTL time.Duration
+	// AuthTTL and AuthGrace are for how long a registry's leave holds, and
+	// holds while the registry is away.
+	AuthTTL, AuthGrace time.Duration
+	Metrics            *Metrics
+	Log                *slog.Logger
+}
+
+// Seeder is the origin's daemon. It is an http.Handler.
+type Seeder struct {
+	cfg     Config
+	grants  *registry.Grants
+	backend *backend
+	origin  *origin
+	shared  *layers.Shared
+	tracker *tracker.Tracker
+	mux     *http.ServeMux
+	pulls   *registry.Handler
+}
+
+// Open returns a Seeder that works until ctx ends; Run runs what goes on
+// behind its requests.
+func Open(ctx context.Context, cfg Config) *Seeder {
+	s := &Seeder{cfg: cfg, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace)}
+	s.grants.OnAnswer = cfg.Metrics.authorized
+	s.shared = layers.NewShared(cfg.Store, cfg.Swarm, nil, cfg.Log) // announced to nobody: our tracker lists us itself
+	s.origin = newOrigin(ctx, cfg, s.grants, s.shared)
+	s.backend = &backend{
+		store: cfg.Store, grants: s.grants, origin: s.origin, upstream: cfg.Upstream,
+		manifests: &registry.Manifests{Upstream: cfg.Upstream, Store: cfg.Store, Grants: s.grants, TagTTL: cfg.TagTTL, Log: cfg.Log},
+	}
+	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})
+	s.pulls = &registry.Handler{Backend: s.backend, DefaultHost: cfg.DefaultRegistry, Sent: s.origin.ledger.Served, Log: cfg.Log}
+	s.routes()
+	return s
+}
+
+func (s *Seeder) routes() {
+	s.mux = http.NewServeMux()
+	s.mux.HandleFunc("GET /v1/torrents/{digest}", s.serveTorrent)
+	s.mux.HandleFunc("GET /announce", s.tracker.ServeAnnounce)
+	s.mux.HandleFunc("GET /scrape", s.tracker.ServeScrape)
+	s.mux.Handle("/v2/", s.pulls)
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// Run seeds what the store holds already and keeps the tracker, until ctx
+// ends.
+func (s *Seeder) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.tracker.Run(ctx) })
+	group.Go(func() error { return s.shared.All(ctx) })
+	return group.Wait()
+}
+
+// Wait returns when the fetches that the context of Open ended are at rest.
+func (s *Seeder) Wait() { s.origin.running.Wait() }
+
+// Ledger tells where the latest blobs came from.
+func (s *Seeder) Ledger() *layers.Ledger { return s.origin.ledger }
+
+// Tracker returns what the tracker holds now.
+func (s *Seeder) Tracker() tracker.Stats { return s.tracker.Stats() }
+
+// Evicted is to be told of blobs that the store has evicted.
+func (s *Seeder) Evicted(d digest.Digest) { s.shared.Drop(d) }
+
+// self is where an asker who reached us on local reaches our swarm.
+func (s *Seeder) self(local net.Addr) (netip.AddrPort, bool) {
+	if s.cfg.Advertise.IsValid() {
+		return s.cfg.Advertise, true
+	}
+	listening, err := netip.ParseAddrPort(s.cfg.Swarm.Addr().String())
+	if err != nil || local == nil {
+		return netip.AddrPort{}, false
+	}
+	reached, err := netip.ParseAddrPort(local.String())
+	return netip.AddrPortFrom(reached.Addr().Unmap(), listening.Port()), err == nil
+}
