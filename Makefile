@@ -1,0 +1,99 @@
+# Everything a person or CI does with this tree. Needs Go and make; see README.md.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+# The version comes by -X, so the toolchain need not ask git, which may be
+# missing or refuse a checkout of another user's.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+# The race detector needs cgo, which Go turns off where there is no C compiler.
+RACE = $$([ "$$(go env CGO_ENABLED)" != 1 ] || echo -race)
+
+# containerd 2 for the tests; Debian has 1.6.
+CONTAINERD2 := v2.4.2
+export CONTAINERD2_DIR := $(CURDIR)/bin/containerd-$(CONTAINERD2)
+
+FUZZTIME := 20s
+
+.PHONY: build
+build: ## a static bin/murder
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/murder ./cmd/murder
+
+.PHONY: demo
+demo: build ## the main job on this machine: a registry, a seeder, a fleet of mirrors
+	bin/murder demo
+
+.PHONY: test
+test: test-programs lint containerd2 ## everything CI runs: lint, unit tests, real engines
+	race="$(RACE)"; echo "race detector: $${race:-off, as there is no C compiler}"
+	go test -json $(RACE) $$(go list ./... | grep -v '/integration') | go run ./integration/report
+	go test -json $(RACE) -count=1 -timeout 25m ./integration/... | go run ./integration/report
+
+.PHONY: test-short
+test-short: ## what runs in seconds, with nothing installed and no root
+	go test -short $(RACE) ./...
+
+.PHONY: test-programs
+test-programs: ## installs the programs the tests drive, as root on Debian
+	integration/install.sh
+
+.PHONY: containerd2
+containerd2: $(CONTAINERD2_DIR)/containerd
+
+# Its tests are skipped by name where it cannot be had.
+$(CONTAINERD2_DIR)/containerd:
+	GOBIN=$(CONTAINERD2_DIR) CGO_ENABLED=0 go install -tags 'no_btrfs no_devmapper no_zfs' \
+		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD2) \
+		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD2) \
+		|| echo "containerd $(CONTAINERD2) does not build here; its tests will be skipped"
+
+.PHONY: lint
+lint: ## what must be clean
+	unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: hints
+hints: ## what might be better; never fails
+	go fix -diff ./... || true
+	go tool staticcheck -checks=inherit,ST1000,ST1003,ST1020,ST1021,ST1022 ./... || true
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+# The benchmarks print one line each, with a ratio; none fails for being slow.
+BENCH = MURDER_BENCH=1 go test -count=1 -timeout 60m -v -run
+
+.PHONY: bench-warm
+bench-warm: ## a cached blob over loopback, against nginx and the same file
+	$(BENCH) '^TestBenchWarm$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+
+.PHONY: bench-cold
+bench-cold: ## the first pull of a 500 MB image, against one straight from the registry
+	$(BENCH) '^TestBenchCold$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+
+.PHONY: bench-memory
+bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
+	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+
+.PHONY: image
+image: ## a container image, by docker or podman
+	$$(command -v docker || command -v podman) build --build-arg VERSION=$(VERSION) -t murder:$(VERSION) .
+
+.PHONY: clean
+clean:
+	rm -rf bin
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16

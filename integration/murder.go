@@ -1,0 +1,205 @@
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// murderBinary builds cmd/murder once, with the race detector if the tests
+// have it.
+var murderBinary = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(fixturesRoot, "murder")
+	args := []string{"build", "-buildvcs=false", "-o", binary}
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "github.com/murderp2p/murder/cmd/murder")...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build murder: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+// murderProgram is the path of the built binary.
+func murderProgram(t testing.TB) string {
+	t.Helper()
+	needs(t)
+	binary, err := murderBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}
+
+// daemonConfig is the flags of a murder daemon that tests set.
+type daemonConfig struct {
+	Seeders  []string // URLs, for a mirror
+	Default  string   // --default-registry
+	Insecure []string // registries that speak HTTP
+	DataDir  string   // a new one when empty
+	Listen   string   // 127.0.0.1:0 when empty
+	Flags    []string // any others
+}
+
+// daemon is a running `murder seeder` or `murder mirror`.
+type daemon struct {
+	*process
+	Addr     string // host:port of the HTTP API
+	PeerAddr string // host:port of BitTorrent
+	DataDir  string
+}
+
+// URL is the daemon as --seeder and --mirror name it.
+func (d *daemon) URL() string { return "http://" + d.Addr }
+
+// startSeeder starts `murder seeder`.
+func startSeeder(t testing.TB, cfg daemonConfig) *daemon {
+	t.Helper()
+	return startDaemon(t, "seeder", cfg)
+}
+
+// startMirror starts `murder mirror`.
+func startMirror(t testing.TB, cfg daemonConfig) *daemon {
+	t.Helper()
+	return startDaemon(t, "mirror", cfg)
+}
+
+func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
+	t.Helper()
+	if cfg.DataDir == "" {
+		cfg.DataDir = filepath.Join(newRoot(t), role)
+	}
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	args := []string{murderProgram(t), role, "--listen", cfg.Listen, "--peer-listen", "127.0.0.1:0",
+		"--data-dir", cfg.DataDir, "--log-format", "json", "--log-level", "debug"}
+	for _, url := range cfg.Seeders {
+		args = append(args, "--seeder", url)
+	}
+	for _, registry := range cfg.Insecure {
+		args = append(args, "--insecure-registry", registry)
+	}
+	if cfg.Default != "" {
+		args = append(args, "--default-registry", cfg.Default)
+	}
+	p := startProcess(t, processConfig{Name: "murder " + role, Args: append(args, cfg.Flags...), Env: []string{"MURDER_CONFIG="}})
+	t.Cleanup(func() { // before the process's own: it still runs
+		if strings.Contains(p.output.String(), "WARNING: DATA RACE") {
+			t.Errorf("data race in %s:\n%s", p.name, p.output.String())
+		}
+	})
+	var listening struct {
+		Msg      string `json:"msg"`
+		Addr     string `json:"addr"`
+		PeerAddr string `json:"peer_addr"`
+	}
+	p.waitLine(t, "its address", func(line string) bool {
+		return json.Unmarshal([]byte(line), &listening) == nil && listening.Msg == "listening"
+	})
+	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir}
+}
+
+// Blob is the URL of a blob of an upstream's repository, as containerd asks.
+func (d *daemon) Blob(registry, repo string, blob digest.Digest) string {
+	return fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addr, repo, blob, registry)
+}
+
+// Manifest is the URL of a manifest, by tag or digest.
+func (d *daemon) Manifest(registry, repo, ref string) string {
+	return fmt.Sprintf("http://%s/v2/%s/manifests/%s?ns=%s", d.Addr, repo, ref, registry)
+}
+
+// Metrics scrapes /metrics.
+func (d *daemon) Metrics(t testing.TB) metrics {
+	t.Helper()
+	a := get(t, d.URL()+"/metrics")
+	if a.Status != http.StatusOK || a.Err != nil {
+		t.Fatalf("GET /metrics = %d, %v", a.Status, a.Err)
+	}
+	m := metrics{}
+	lines := bufio.NewScanner(strings.NewReader(string(a.Body)))
+	for lines.Scan() {
+		series, value, ok := cutLast(lines.Text(), " ")
+		if !ok || strings.HasPrefix(series, "#") {
+			continue
+		}
+		number, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("metric %s has the value %q", series, value)
+		}
+		m[series] = number
+	}
+	return m
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// metrics is a scrape: series, labels included, to value.
+type metrics map[string]float64
+
+// Sum adds up the series of a name that have all the labels, each written as
+// in the scrape: from="peer".
+func (m metrics) Sum(name string, labels ...string) float64 {
+	var sum float64
+series:
+	for series, value := range m {
+		base, rest, _ := strings.Cut(series, "{")
+		if base != name {
+			continue
+		}
+		for _, label := range labels {
+			if !strings.Contains(rest, label) {
+				continue series
+			}
+		}
+		sum += value
+	}
+	return sum
+}
+
+// Series lists the non-zero series of a name, for the test's log.
+func (m metrics) Series(name string) string {
+	var found []string
+	for series, value := range m {
+		if strings.HasPrefix(series, name) && value != 0 {
+			found = append(found, fmt.Sprintf("%s %g", series, value))
+		}
+	}
+	return strings.Join(found, ", ")
+}
+
+// runMurder runs a murder command to its end and returns what it printed and
+// its exit code.
+func runMurder(t testing.TB, env []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), murderProgram(t), args...)
+	cmd.Env = append(os.Environ(), env...)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(errs.String(), "WARNING: DATA RACE") {
+		t.Errorf("data race in murder %s:\n%s", args[0], errs.String())
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
