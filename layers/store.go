@@ -1,9 +1,19 @@
 package layers
 
 import (
+	"container/list"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,6 +35,10 @@ var (
 	ErrClosed = errors.New("store is closed")
 )
 
+// touchInterval is how often a blob's use is noted on disk, as the file's mtime: often
+// enough for the order of eviction after a restart, rare enough to cost nothing.
+const touchInterval = time.Minute
+
 // StoreConfig says where a Store lives and how large it may grow.
 type StoreConfig struct {
 	// Dir is the root of the OCI image layout. It is made if it is missing.
@@ -35,33 +49,137 @@ type StoreConfig struct {
 	Limit int64
 	// Log is where the store reports; nil is slog.Default().
 	Log *slog.Logger
-	// OnEvict is told of each blob that went to make room, after it has gone,
-	// so that its owner can leave the swarm. It is called without locks held,
-	// one blob at a time, and may call the store. Remove does not call it.
+	// OnEvict is told of each blob that went to make room, soon after it has gone, so
+	// that its owner can leave the swarm; not of one that is back by then, nor of
+	// Remove. It is called from one goroutine and may call the store, but not Close.
 	// May be nil.
 	OnEvict func(d digest.Digest)
 }
 
 // Store is whole blobs on disk under their digests, and the Partials of those
 // that are arriving. It is safe for concurrent use by one process.
+//
+// Beside the image layout its directory holds partial/, with what arrives and
+// temporary files, and torrents/, with the metainfo of whole blobs.
 type Store struct {
+	dir     string
+	limit   int64
+	log     *slog.Logger
+	onEvict func(digest.Digest)
+	index   *index
+
+	// Callers who need the same work done on a digest share it.
+	opening, hashing singleflight.Group
+
+	told    evictions      // those onEvict is still to be told of
+	stop    chan struct{}  // closed by Close
+	running sync.WaitGroup // the index's writer, and who calls onEvict
+
+	// names is held while a file under blobs/ or partial/ is given its name or loses
+	// it, together with the change of the maps below that says so. Without it an
+	// eviction could unlink the file of a blob that has just come in again. System
+	// calls are made under it, but no data is moved. It is taken before mu.
+	names sync.Mutex
+
+	mu        sync.Mutex // guards all below
+	blobs     map[digest.Digest]*entry
+	idle      *list.List // of the entries nobody has open, most recently used first
+	newest    *entry     // the last one used; its eviction would be untimely
+	bytes     int64      // of blobs
+	arriving  int64      // received bytes of partials and rests
+	evictions int64
+	partials  map[digest.Digest]*Partial // not yet at rest
+	rests     map[digest.Digest]*rest
+	closed    bool
+}
+
+// entry is a whole blob. Its fields but the first two are guarded by Store.mu.
+type entry struct {
+	digest  digest.Digest
+	size    int64
+	used    time.Time
+	touched time.Time // used, as the file's mtime has it
+	pins    int       // who keep it from being evicted
+	elem    *list.Element
+	gone    bool // it is not in the store any more
 }
 
 // OpenStore opens the layout under cfg.Dir or begins one. What lies there is
 // believed, not hashed again; stale temporary files, and partial blobs that
 // nobody has touched for a day, are removed.
-func OpenStore(cfg StoreConfig) (*Store, error) { panic("not yet") }
+func OpenStore(cfg StoreConfig) (*Store, error) {
+	s := &Store{
+		dir:      cfg.Dir,
+		limit:    cfg.Limit,
+		log:      cfg.Log,
+		onEvict:  cfg.OnEvict,
+		told:     evictions{ready: make(chan struct{}, 1)},
+		stop:     make(chan struct{}),
+		blobs:    make(map[digest.Digest]*entry),
+		idle:     list.New(),
+		partials: make(map[digest.Digest]*Partial),
+		rests:    make(map[digest.Digest]*rest),
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if err := s.load(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s.running.Go(func() { s.index.run(s.stop) })
+	if s.onEvict != nil {
+		s.running.Go(s.tell)
+	}
+	s.trim()
+	return s, nil
+}
 
 // Open opens a whole blob, which counts as use, or returns ErrNotFound. The blob
 // is not evicted before Close or Unpin.
-func (s *Store) Open(d digest.Digest) (*Blob, error) { panic("not yet") }
+func (s *Store) Open(d digest.Digest) (*Blob, error) {
+	e := s.pin(d)
+	if e == nil {
+		return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
+	}
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		s.unpin(e)
+		if errors.Is(err, fs.ErrNotExist) {
+			s.forget(e) // somebody tidied up
+			return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
+		}
+		return nil, err
+	}
+	s.use(e)
+	return &Blob{store: s, entry: e, file: f}, nil
+}
 
 // Stat returns the size in bytes of a whole blob. It does not count as use.
-func (s *Store) Stat(d digest.Digest) (size int64, ok bool) { panic("not yet") }
+func (s *Store) Stat(d digest.Digest) (size int64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.blobs[d]
+	if !ok {
+		return 0, false
+	}
+	return e.size, true
+}
 
 // Remove removes a whole blob, its metainfo and its place in the index; blobs
 // that are open stay readable. It returns ErrNotFound when there is none.
-func (s *Store) Remove(d digest.Digest) error { panic("not yet") }
+func (s *Store) Remove(d digest.Digest) error {
+	s.names.Lock()
+	defer s.names.Unlock()
+	s.mu.Lock()
+	e := s.blobs[d]
+	if e == nil {
+		s.mu.Unlock()
+		return fmt.Errorf("%s: %w", d, ErrNotFound)
+	}
+	s.drop(e)
+	s.mu.Unlock()
+	return s.unlink(d)
+}
 
 // Partial returns the arriving blob d of size bytes: the same pointer to all who
 // ask while it lives. One that was left half done, by a Partial that failed or by
@@ -70,37 +188,129 @@ func (s *Store) Remove(d digest.Digest) error { panic("not yet") }
 // It returns ErrWhole when the blob is in the store, ErrSize when it is arriving
 // with another size, and otherwise the disk's error as it is (ENOSPC, EROFS, ...):
 // then nothing is left behind, and the caller had best stream past the store.
-func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) { panic("not yet") }
-
-// Manifest returns a manifest that PutManifest stored, with the media type it had,
-// or ErrNotFound. It counts as use.
-func (s *Store) Manifest(d digest.Digest) (ocispec.Descriptor, []byte, error) { panic("not yet") }
-
-// PutManifest stores a manifest and names it in index.json, under ref too when ref
-// is not empty; an older manifest loses the ref then. ErrMismatch when content is
-// not what desc says. index.json is written soon after, many changes at once; see
-// Sync.
-func (s *Store) PutManifest(desc ocispec.Descriptor, content []byte, ref string) error {
-	panic("not yet")
+func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
+	if err := checkDigest(d); err != nil {
+		return nil, err
+	}
+	if size < 0 {
+		return nil, fmt.Errorf("%s: size %d is negative", d, size)
+	}
+	v, err, _ := s.opening.Do(string(d), func() (any, error) { return s.openPartial(d, size) })
+	if err != nil {
+		return nil, err
+	}
+	p := v.(*Partial)
+	if p.size != size {
+		return nil, fmt.Errorf("%s: %d bytes, not %d: %w", d, p.size, size, ErrSize)
+	}
+	return p, nil
 }
-
-// Sync writes index.json if it has changed since it was last written.
-func (s *Store) Sync() error { panic("not yet") }
 
 // Metainfo returns the metainfo of a whole blob, made from its bytes if it is not
 // saved (as slow as reading the blob), or ErrNotFound.
-func (s *Store) Metainfo(d digest.Digest) (*Metainfo, error) { panic("not yet") }
+func (s *Store) Metainfo(d digest.Digest) (*Metainfo, error) {
+	size, ok := s.Stat(d)
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
+	}
+	if m := readMetainfo(s.torrentPath(d), d, size); m != nil {
+		return m, nil
+	}
+	v, err, _ := s.hashing.Do(string(d), func() (any, error) { return s.hash(d) })
+	if err != nil {
+		return nil, err
+	}
+	return v.(*Metainfo), nil
+}
+
+// hash makes and saves the metainfo of a whole blob.
+func (s *Store) hash(d digest.Digest) (*Metainfo, error) {
+	b, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close() // and so it is not evicted before its metainfo is saved
+	m, err := makeMetainfo(d, b.Size(), b.File())
+	if err != nil {
+		return nil, fmt.Errorf("hash blob %s: %w", d, err)
+	}
+	if err := writeFile(s.partialDir(), s.torrentPath(d), m.Bytes()); err != nil {
+		s.log.Warn("metainfo could not be saved", "digest", d, "err", err)
+	}
+	return m, nil
+}
+
+// readMetainfo returns the metainfo of d saved at path, or nil if there is none that
+// is sound: it can be had again.
+func readMetainfo(path string, d digest.Digest, size int64) *Metainfo {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	m, err := ParseMetainfo(b)
+	if err != nil || m.Digest() != d || m.Size() != size {
+		return nil
+	}
+	return m
+}
 
 // Blobs lists the whole blobs, the most recently used first.
-func (s *Store) Blobs() []BlobInfo { panic("not yet") }
+func (s *Store) Blobs() []BlobInfo {
+	s.mu.Lock()
+	list := make([]BlobInfo, 0, len(s.blobs))
+	for _, e := range s.blobs {
+		list = append(list, BlobInfo{e.digest, e.size, e.used})
+	}
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b BlobInfo) int { return b.Used.Compare(a.Used) })
+	return list
+}
 
 // Usage returns what the store holds now.
-func (s *Store) Usage() Usage { panic("not yet") }
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Usage{Bytes: s.bytes, Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions}
+}
 
 // Close fails what is arriving with ErrClosed (it can be resumed by the next
 // OpenStore), writes index.json and waits until all is at rest. It may be called
 // twice. Blobs that are open stay readable.
-func (s *Store) Close() error { panic("not yet") }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	partials := slices.Collect(maps.Values(s.partials))
+	first := !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	for _, p := range partials {
+		p.Fail(ErrClosed)
+		<-p.atRest
+	}
+	if first {
+		close(s.stop)
+	}
+	s.running.Wait()
+	return s.index.write()
+}
+
+func (s *Store) partialDir() string { return filepath.Join(s.dir, "partial") }
+
+// blobPath returns where the layout has a blob. Like the two below it must be given
+// valid digests only; those in blobs and partials are.
+func (s *Store) blobPath(d digest.Digest) string {
+	return filepath.Join(s.dir, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+}
+
+// partialPath returns where a blob lies while it arrives; the metainfo its pieces are
+// judged by lies beside it, with torrentSuffix.
+func (s *Store) partialPath(d digest.Digest) string {
+	return filepath.Join(s.partialDir(), fileName(d))
+}
+
+// torrentPath returns where the metainfo of a whole blob lies.
+func (s *Store) torrentPath(d digest.Digest) string {
+	return filepath.Join(s.dir, "torrents", fileName(d)+torrentSuffix)
+}
 
 // BlobInfo is one whole blob in a Store.
 type BlobInfo struct {

@@ -1,0 +1,371 @@
+package layers
+
+import (
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// torrentSuffix of files that hold metainfo.
+const torrentSuffix = ".torrent"
+
+// arrival is what is known of a blob that is not whole: the file under partial/ and
+// what has been hashed of it. It outlives a Partial that fails, so that the next one
+// goes on at the same byte without reading the file again.
+//
+// A file with metainfo beside it holds pieces, and which of them is found by hashing
+// them; one without holds the blob's first bytes. So a crash needs no record that
+// could be wrong.
+type arrival struct {
+	digest digest.Digest
+	size   int64
+	file   *os.File // nil at rest
+
+	// While meta is nil the first prefix bytes are here.
+	prefix int64
+
+	// Once meta is set, these pieces are, and are verified ...
+	meta *Metainfo
+	have bitset
+	run  int // pieces here from the first on
+	// ... and these are on disk, but it is not known whether they are right.
+	unknown bitset
+	// tail is what had been appended behind the last whole piece, if anything.
+	tail *tail
+
+	received int64 // bytes here; counted in Store.arriving
+
+	// What has been hashed. Only the follower uses the hashes themselves.
+	digester hash.Hash
+	pieces   *pieceHasher
+	hashed   int64  // bytes in digester
+	fed      int64  // the same, with those being hashed at this moment
+	sums     []byte // of the pieces hashed while there was no metainfo
+	rewind   bool   // bytes that were hashed have changed: hash from the start
+}
+
+// tail is the part of a piece that was appended before there was metainfo. Readers may
+// have been given it and the follower may have hashed it, so they go on from it only if
+// the piece, from whomever it comes, has the same bytes there.
+type tail struct {
+	piece    int
+	from, to int64
+}
+
+// rest is an arrival that nobody works on.
+type rest struct {
+	digest  digest.Digest
+	bytes   int64 // counted in Store.arriving
+	since   time.Time
+	arrival *arrival // nil when it is from an earlier run
+}
+
+// addRest keeps what rests of an arrival. Its bytes have been counted unless it is
+// from an earlier run.
+func (s *Store) addRest(r *rest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rests[r.digest] = r
+	if r.arrival == nil {
+		s.arriving += r.bytes
+	}
+}
+
+// dropRest takes a rest out of the map. s.names and s.mu are held.
+func (s *Store) dropRest(r *rest) {
+	delete(s.rests, r.digest)
+	s.arriving -= r.bytes
+}
+
+// unlinkPartial removes what the disk has of an arrival. s.names is held, or nobody
+// else has the store yet.
+func (s *Store) unlinkPartial(d digest.Digest) error {
+	// The metainfo goes last: a file of pieces must never lie there without.
+	if err := remove(s.partialPath(d)); err != nil {
+		return err
+	}
+	return remove(s.partialPath(d) + torrentSuffix)
+}
+
+// dropStale removes rests that nobody has gone on with for long.
+func (s *Store) dropStale() {
+	s.names.Lock()
+	defer s.names.Unlock()
+	var stale []*rest
+	s.mu.Lock()
+	for _, r := range s.rests {
+		if time.Since(r.since) > restKept {
+			stale = append(stale, r)
+			s.dropRest(r)
+		}
+	}
+	s.mu.Unlock()
+	for _, r := range stale {
+		if err := s.unlinkPartial(r.digest); err != nil {
+			s.log.Error("partial blob could not be removed", "digest", r.digest, "err", err)
+		}
+	}
+}
+
+// openPartial finds or makes the live Partial of d; Store.opening keeps it to one call
+// per digest at a time.
+func (s *Store) openPartial(d digest.Digest, size int64) (*Partial, error) {
+	s.dropStale()
+	for {
+		s.mu.Lock()
+		p, closed, whole := s.partials[d], s.closed, s.blobs[d] != nil
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return nil, ErrClosed
+		case whole:
+			return nil, fmt.Errorf("%s: %w", d, ErrWhole)
+		case p == nil:
+			a, err := s.openArrival(d, size)
+			if err != nil {
+				return nil, fmt.Errorf("open partial blob %s: %w", d, err)
+			}
+			return s.startPartial(a)
+		case !p.failed():
+			return p, nil
+		}
+		<-p.atRest // it has let go of the file then
+	}
+}
+
+// startPartial registers a Partial over a, and sets it to work.
+func (s *Store) startPartial(a *arrival) (*Partial, error) {
+	p := newPartial(s, a)
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		a.file.Close()
+		return nil, ErrClosed
+	}
+	s.partials[a.digest] = p
+	s.mu.Unlock()
+	p.start()
+	return p, nil
+}
+
+// openArrival opens what rests of d, if it has the right size, or begins anew.
+func (s *Store) openArrival(d digest.Digest, size int64) (*arrival, error) {
+	s.names.Lock()
+	defer s.names.Unlock()
+	s.mu.Lock()
+	r := s.rests[d]
+	if r != nil {
+		s.dropRest(r)
+	}
+	s.mu.Unlock()
+	a, err := s.reopen(r, d, size)
+	if err == nil && a == nil {
+		if err = s.unlinkPartial(d); err == nil {
+			a, err = s.create(d, size)
+		}
+	}
+	if err != nil {
+		if r != nil {
+			s.mu.Lock()
+			s.rests[d] = r
+			s.arriving += r.bytes
+			s.mu.Unlock()
+		}
+		return nil, err
+	}
+	s.mu.Lock()
+	s.arriving += a.received
+	s.mu.Unlock()
+	return a, nil
+}
+
+// create begins an arrival with an empty file.
+func (s *Store) create(d digest.Digest, size int64) (*arrival, error) {
+	f, err := os.OpenFile(s.partialPath(d), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return newArrival(d, size, f), nil
+}
+
+// reopen goes on with a rest. It returns nil when that is of no use.
+func (s *Store) reopen(r *rest, d digest.Digest, size int64) (*arrival, error) {
+	if r == nil || r.arrival != nil && r.arrival.size != size {
+		return nil, nil
+	}
+	f, err := os.OpenFile(s.partialPath(d), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if r.arrival != nil {
+		r.arrival.file = f
+		return r.arrival, nil
+	}
+	a, err := loadArrival(d, size, f)
+	if a == nil {
+		f.Close()
+	}
+	return a, err
+}
+
+// newArrival returns an arrival of which nothing is here.
+func newArrival(d digest.Digest, size int64, f *os.File) *arrival {
+	return &arrival{
+		digest:   d,
+		size:     size,
+		file:     f,
+		digester: d.Algorithm().Hash(),
+		pieces:   newPieceHasher(size),
+	}
+}
+
+// loadArrival takes stock of a file from an earlier run. It returns nil when it cannot
+// be gone on with.
+func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > size {
+		return nil, nil
+	}
+	a := newArrival(d, size, f)
+	torrent := f.Name() + torrentSuffix
+	if _, err := os.Lstat(torrent); errors.Is(err, fs.ErrNotExist) {
+		a.prefix, a.received = fi.Size(), fi.Size()
+		return a, nil
+	}
+	m := readMetainfo(torrent, d, size)
+	if m == nil {
+		return nil, nil
+	}
+	a.setPieces(m)
+	if err := a.findData(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// setPieces begins the arrival by pieces, with none here.
+func (a *arrival) setPieces(m *Metainfo) {
+	a.meta = m
+	a.have = newBitset(m.Pieces())
+	a.unknown = newBitset(m.Pieces())
+}
+
+// findData marks the pieces that are on disk in full as unknown.
+func (a *arrival) findData() error {
+	pl := a.meta.PieceLength()
+	for off := int64(0); off < a.size; {
+		from, to, ok, err := dataAfter(a.file, off)
+		if err != nil {
+			return fmt.Errorf("look for data: %w", err)
+		}
+		if !ok {
+			return nil
+		}
+		for i := int((from + pl - 1) / pl); i < a.meta.Pieces(); i++ {
+			if _, end := pieceSpan(a.size, i); end > to {
+				break
+			}
+			a.unknown.set(i)
+		}
+		off = to
+	}
+	return nil
+}
+
+// clone returns a copy for who still looks at what the arrival was. The hashes, which
+// only the follower uses, are not copied.
+func (a *arrival) clone() *arrival {
+	c := *a
+	c.have, c.unknown = slices.Clone(a.have), slices.Clone(a.unknown)
+	c.file, c.digester, c.pieces = nil, nil, nil
+	return &c
+}
+
+// contiguous returns how many bytes from the start are here: appended, or verified.
+func (a *arrival) contiguous() int64 {
+	if a.meta == nil {
+		return a.prefix
+	}
+	return min(a.size, int64(a.run)*a.meta.PieceLength())
+}
+
+// mark notes that piece i is here and right, and returns how many bytes that adds.
+func (a *arrival) mark(i int) int64 {
+	a.unknown.clear(i)
+	if a.have.has(i) {
+		return 0
+	}
+	a.have.set(i)
+	for a.run < a.meta.Pieces() && a.have.has(a.run) {
+		a.run++
+	}
+	n := a.meta.PieceSize(i)
+	a.received += n
+	return n
+}
+
+// judge goes by m from now on, and keeps of what was appended the pieces that have
+// been hashed and are right. wrong is called with what was hashed and is not; what was
+// not hashed yet is unknown.
+func (a *arrival) judge(m *Metainfo, wrong func(from, to int64)) {
+	prefix := a.prefix
+	a.setPieces(m)
+	a.received = 0
+	if whole := prefix / m.PieceLength() * m.PieceLength(); whole < prefix && prefix < a.size {
+		a.tail = &tail{piece: int(whole / m.PieceLength()), from: whole, to: prefix}
+	}
+	for i := range m.Pieces() {
+		from, to := pieceSpan(a.size, i)
+		if to > prefix {
+			break
+		}
+		switch sum := m.Piece(i); {
+		case (i+1)*sha1.Size > len(a.sums):
+			a.unknown.set(i)
+		case [sha1.Size]byte(a.sums[i*sha1.Size:]) == sum:
+			a.mark(i)
+		default:
+			wrong(from, to)
+		}
+	}
+}
+
+// bitset is a set of pieces. The arrival's lock guards it.
+type bitset []uint64
+
+func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
+func (b bitset) has(i int) bool { return b[i/64]>>(i%64)&1 != 0 }
+func (b bitset) set(i int)      { b[i/64] |= 1 << (i % 64) }
+func (b bitset) clear(i int)    { b[i/64] &^= 1 << (i % 64) }
+
+// signal wakes all who wait for the next event. The lock of what it belongs to guards it.
+type signal struct{ ch chan struct{} }
+
+// wait returns a channel that is closed at the next event.
+func (s *signal) wait() <-chan struct{} {
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+// fire is the event.
+func (s *signal) fire() {
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
+}

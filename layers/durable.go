@@ -1,0 +1,67 @@
+package layers
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// tempPrefix marks files that are being written. OpenStore removes what a crash left.
+const tempPrefix = "tmp-"
+
+// buffers are what whole blobs are read through: large enough that the system calls
+// do not show, pooled so that memory does not grow with the count of blobs.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &b }}
+
+// writeFile gives content the name path, all of it or nothing: it is written to a new
+// file in tempDir, which must be on the same file system, and renamed when it is on
+// disk. A crash leaves the old file or the new one.
+func writeFile(tempDir, path string, content []byte) error {
+	temp, err := writeTemp(tempDir, content)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeTemp writes content to a new file in dir, down to the disk.
+func writeTemp(dir string, content []byte) (path string, err error) {
+	f, err := os.CreateTemp(dir, tempPrefix)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(content); err != nil {
+		return "", err
+	}
+	// CreateTemp's 0600 would keep skopeo, run by another user, out.
+	if err := f.Chmod(0o644); err != nil {
+		return "", err
+	}
+	return f.Name(), f.Sync()
+}
+
+// syncDir makes names given and taken in dir last over a power failure.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// pin keeps a blob from being evicted, if it is there.
+func (s *Store) pin(d digest.Digest) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.blobs[d]
+	if e == nil {
+		return nil
+	}
+	e.pins++
+	if e.elem != nil {
+		s.idle.Remove(e.elem)
+		e.elem = nil
+	}
+	return e
+}
+
+// unpin undoes a pin.
+func (s *Store) unpin(e *entry) {
+	s.mu.Lock()
+	e.pins--
+	if e.pins == 0 && !e.gone {
+		e.elem = s.idle.PushFront(e)
+		s.newest, e.used = e, time.Now()
+	}
+	s.mu.Unlock()
+	s.trim()
+}
+
+// use notes that a blob has been used.
+func (s *Store) use(e *entry) {
+	now := time.Now()
+	s.mu.Lock()
+	e.used, s.newest = now, e
+	if e.elem != nil {
+		s.idle.MoveToFront(e.elem)
+	}
+	touch := !e.gone && now.Sub(e.touched) >= touchInterval
+	if touch {
+		e.touched = now
+	}
+	s.mu.Unlock()
+	if touch {
+		// That it fails, on a read-only disk, costs the order after a restart.
+		_ = os.Chtimes(s.blobPath(e.digest), now, now)
+	}
+}
+
+// add puts a blob that has been given its name into the store, pinned once. arrived of
+// its bytes were counted as arriving. s.names is held.
+func (s *Store) add(d digest.Digest, size, arrived int64) *entry {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.arriving -= arrived
+	e := s.blobs[d]
+	if e == nil {
+		e = &entry{digest: d, size: size, touched: now}
+		s.blobs[d] = e
+		s.bytes += size
+	}
+	e.pins++
+	if e.elem != nil {
+		s.idle.Remove(e.elem)
+		e.elem = nil
+	}
+	e.used, s.newest = now, e
+	return e
+}
+
+// drop takes a blob out of the maps. s.names and s.mu are held.
+func (s *Store) drop(e *entry) {
+	delete(s.blobs, e.digest)
+	s.bytes -= e.size
+	e.gone = true
+	if e.elem != nil {
+		s.idle.Remove(e.elem)
+		e.elem = nil
+	}
+	if s.newest == e {
+		s.newest = nil
+	}
+}
+
+// unlink removes what the disk has of a blob that was dropped. s.names is held.
+func (s *Store) unlink(d digest.Digest) error {
+	s.index.remove(d)
+	return errors.Join(remove(s.torrentPath(d)), remove(s.blobPath(d)))
+}
+
+// forget drops a blob whose file somebody else has removed.
+func (s *Store) forget(e *entry) {
+	s.names.Lock()
+	defer s.names.Unlock()
+	if _, err := os.Lstat(s.blobPath(e.digest)); err == nil {
+		return // it has come in again meanwhile
+	}
+	s.mu.Lock()
+	gone := e.gone
+	if !gone {
+		s.drop(e)
+	}
+	s.mu.Unlock()
+	if !gone {
+		s.index.remove(e.digest)
+	}
+}
+
+// grow counts n bytes more that have arrived, and makes room for them.
+func (s *Store) grow(n int64) {
+	s.mu.Lock()
+	s.arriving += n
+	full := s.full()
+	s.mu.Unlock()
+	if full {
+		s.trim()
+	}
+}
+
+// full tells whether the limit is exceeded. s.mu is held.
+func (s *Store) full() bool {
+	return s.limit > 0 && s.bytes+s.arriving > s.limit
+}
+
+// trim evicts until the limit is kept, or nothing is left that may go.
+func (s *Store) trim() {
+	for {
+		d, whole := s.evict()
+		if d == "" {
+			return
+		}
+		s.log.Debug("evicted", "digest", d, "whole", whole)
+		if whole && s.onEvict != nil {
+			s.told.put(d)
+		}
+	}
+}
+
+// tell tells the owner of evictions, until stop is closed. It has its own goroutine: a
+// blob may be closed, or a piece arrive, with locks of the owner's held.
+func (s *Store) tell() {
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.told.ready:
+		}
+		for _, d := range s.told.take() {
+			// If it has come in again, what is held of it is as good as new.
+			if _, back := s.Stat(d); !back {
+				s.onEvict(d)
+			}
+		}
+	}
+}
+
+// evictions is the list of those that are still to be told of.
+type evictions struct {
+	ready chan struct{} // holds one token while the list is not empty
+
+	mu   sync.Mutex // guards list
+	list []digest.Digest
+}
+
+func (q *evictions) put(d digest.Digest) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.list = append(q.list, d)
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (q *evictions) take() []digest.Digest {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.list
+	q.list = nil
+	return list
+}
+
+// evict removes the least recently used blob, or what rests of an arrival if that was
+// left alone for longer. It returns "" if there is nothing to remove, or no need.
+func (s *Store) evict() (d digest.Digest, whole bool) {
+	s.names.Lock()
+	defer s.names.Unlock()
+	e, r := s.victim()
+	var err error
+	switch {
+	case e != nil:
+		d, whole = e.digest, true
+		err = s.unlink(d)
+	case r != nil:
+		d = r.digest
+		err = s.unlinkPartial(d)
+	}
+	if err != nil {
+		// It is not counted any more, so that the next one goes: the next
+		// OpenStore finds it again.
+		s.log.Error("evicted blob could not be removed", "digest", d, "err", err)
+	}
+	return d, whole
+}
+
+// victim takes what is to be evicted next out of the maps: an entry, a rest, or
+// neither. s.names is held.
+func (s *Store) victim() (*entry, *rest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.full() {
+		return nil, nil
+	}
+	var oldest *rest
+	for _, r := range s.rests {
+		if oldest == nil || r.since.Before(oldest.since) {
+			oldest = r
+		}
+	}
+	var e *entry
+	if back := s.idle.Back(); back != nil && back.Value != s.newest {
+		e = back.Value.(*entry)
+	}
+	if oldest != nil && (e == nil || oldest.since.Before(e.used)) {
+		s.dropRest(oldest)
+		return nil, oldest
+	}
+	if e != nil {
+		s.evictions++
+		s.drop(e)
+	}
+	return e, nil
+}
+
+// remove unlinks a file that may not be there.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return nil
+}

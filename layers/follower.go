@@ -1,0 +1,215 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// run is the Partial's life: it follows what comes in, and at the end gives the blob
+// its name, or leaves what is here to the next.
+func (p *Partial) run() {
+	err := p.follow()
+	if err == nil {
+		err = p.commit()
+	}
+	p.settle(err)
+}
+
+// follow hashes the blob from its start as the bytes come in, reading them back from
+// the page cache, until the whole digest has been found right; then it returns nil. It
+// returns the Partial's error when that ends before.
+func (p *Partial) follow() error {
+	for {
+		next, moved, err := p.next()
+		switch {
+		case err != nil:
+			return err
+		case next.off == p.size:
+			if done, err := p.judgeWhole(); done {
+				return err
+			}
+		case next.n > 0:
+			if err := p.feed(next); err != nil {
+				p.Fail(err)
+			}
+		default:
+			<-moved
+		}
+	}
+}
+
+// section is n bytes at off, and the metainfo by which they were found to be here.
+type section struct {
+	off, n int64
+	meta   *Metainfo
+}
+
+// next returns what can be hashed next, and what to wait for if it is empty.
+func (p *Partial) next() (section, <-chan struct{}, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rewind {
+		p.rewind = false
+		p.hashed, p.fed = 0, 0
+		p.digester.Reset()
+	}
+	here := p.contiguous()
+	next := section{off: p.hashed, n: max(0, here-p.hashed), meta: p.meta}
+	if here < p.hashed {
+		next.off = here // all was hashed, but the tail has still to be verified
+	}
+	return next, p.moved.wait(), p.err
+}
+
+// feed hashes the section, or as much of it as fits the buffer.
+func (p *Partial) feed(next section) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	b := (*buf)[:min(next.n, int64(len(*buf)))]
+	if n, err := p.file.ReadAt(b, next.off); n < len(b) {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("read back blob %s at %d: %w", p.digest, next.off, err)
+	}
+	p.mu.Lock()
+	if p.meta != next.meta {
+		// SetMetainfo has passed, and pieces may have been written over what was
+		// being read.
+		p.mu.Unlock()
+		return nil
+	}
+	p.fed = next.off + int64(len(b))
+	p.mu.Unlock()
+	p.digester.Write(b)
+	if next.meta == nil {
+		p.pieces.Write(b)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hashed = p.fed
+	p.sums = p.pieces.sums
+	return nil
+}
+
+// judgeWhole compares the digest, once all has been hashed. done is false if there is
+// more to hash after all.
+func (p *Partial) judgeWhole() (done bool, err error) {
+	d := digest.NewDigest(p.digest.Algorithm(), p.digester)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.err != nil:
+		return true, p.err
+	case p.rewind || p.contiguous() < p.size:
+		return false, nil
+	case d != p.digest:
+		p.end(fmt.Errorf("blob %s is %s: %w", p.digest, d, ErrMismatch))
+		return true, p.err
+	}
+	p.becomeWhole()
+	return true, nil
+}
+
+// becomeWhole notes that the digest is right. p.mu is held.
+func (p *Partial) becomeWhole() {
+	p.whole = true
+	if p.meta == nil {
+		p.setPieces(newMetainfo(p.digest, p.size, p.pieces.finish()))
+		p.received = 0
+		for i := range p.meta.Pieces() {
+			p.mark(i)
+		}
+	}
+	p.allChecked()
+	close(p.verified)
+	p.moved.fire()
+	p.progress.fire()
+}
+
+// commit brings a blob whose digest is right into the store.
+func (p *Partial) commit() error {
+	if err := p.file.Sync(); err != nil {
+		return fmt.Errorf("sync blob %s: %w", p.digest, err)
+	}
+	p.close()
+	s := p.store
+	if err := writeFile(s.partialDir(), s.torrentPath(p.digest), p.Metainfo().Bytes()); err != nil {
+		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
+	}
+	e, err := s.adopt(p.digest, p.size, s.partialPath(p.digest), p.size)
+	if err != nil {
+		return fmt.Errorf("name blob %s: %w", p.digest, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pin = e
+	return nil
+}
+
+// close waits until nobody uses the file, and closes it. The Partial has failed or is
+// whole, so nobody enters from now on.
+func (p *Partial) close() {
+	p.mu.Lock()
+	shut := p.shut
+	p.shut = true
+	p.mu.Unlock()
+	if !shut {
+		p.work.Wait()
+		p.file.Close()
+	}
+}
+
+// settle ends the Partial, with the blob in the store if err is nil. What is left of it
+// otherwise is kept for the next, or removed if it is known to be wrong.
+func (p *Partial) settle(err error) {
+	p.close()
+	p.store.release(p, p.leaveArrival(), err)
+	p.mu.Lock()
+	p.end(err)
+	pin := p.takePin()
+	p.mu.Unlock()
+	if pin != nil {
+		p.store.unpin(pin)
+	}
+	close(p.atRest)
+}
+
+// leaveArrival gives the arrival up. What it was remains for those who still ask this
+// Partial.
+func (p *Partial) leaveArrival() *arrival {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.arrival
+	p.arrival = a.clone()
+	return a
+}
+
+// release takes a Partial that has ended with err out of the store.
+func (s *Store) release(p *Partial, a *arrival, err error) {
+	s.names.Lock()
+	defer s.names.Unlock()
+	var unlinkErr error
+	switch {
+	case err == nil:
+		unlinkErr = remove(s.partialPath(p.digest) + torrentSuffix)
+	case errors.Is(err, ErrMismatch):
+		unlinkErr = s.unlinkPartial(p.digest)
+	}
+	if unlinkErr != nil {
+		s.log.Error("partial blob could not be removed", "digest", p.digest, "err", unlinkErr)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.partials, p.digest)
+	switch {
+	case errors.Is(err, ErrMismatch):
+		s.arriving -= a.received
+	case err != nil:
+		s.rests[p.digest] = &rest{digest: p.digest, bytes: a.received, since: time.Now(), arrival: a}
+	}
+}

@@ -1,0 +1,363 @@
+package layers
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// SetMetainfo begins the arrival by pieces. What was appended is judged by m: a
+// piece that is whole and right is kept, all else is missing again; a reader that
+// was given bytes which turn out wrong ends with ErrMismatch, others go on. m is
+// saved, so that pieces can be told right from wrong after a crash.
+//
+// Setting the same metainfo again is no error; setting another, or one for another
+// blob, is ErrMismatch and changes nothing.
+func (p *Partial) SetMetainfo(m *Metainfo) error {
+	if m.Digest() != p.digest || m.Size() != p.size {
+		return fmt.Errorf("metainfo of %s, %d bytes, for %s, %d bytes: %w", m.Digest(), m.Size(), p.digest, p.size, ErrMismatch)
+	}
+	p.appending.Lock()
+	defer p.appending.Unlock()
+	if has := p.Metainfo(); has != nil {
+		return sameMetainfo(has, m)
+	}
+	p.mu.Lock()
+	err := p.enter()
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer p.work.Done()
+	return p.usePieces(m)
+}
+
+// sameMetainfo returns ErrMismatch if m is not what there is already.
+func sameMetainfo(has, m *Metainfo) error {
+	if has.InfoHash() != m.InfoHash() {
+		return fmt.Errorf("metainfo %s for %s, which has %s: %w", m.InfoHash(), m.Digest(), has.InfoHash(), ErrMismatch)
+	}
+	return nil
+}
+
+// usePieces makes the change to pieces. p.appending is held and the caller has entered.
+func (p *Partial) usePieces(m *Metainfo) error {
+	// From here on the file is one of pieces, also for a later run.
+	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, m.Bytes()); err != nil {
+		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
+	}
+	p.mu.Lock()
+	if p.meta != nil { // the follower has reached the end meanwhile
+		defer p.mu.Unlock()
+		return sameMetainfo(p.meta, m)
+	}
+	before := p.received
+	p.judge(m, p.wrong)
+	n := p.received - before
+	p.moved.fire()
+	p.progress.fire()
+	p.work.Go(func() { p.checkUnknown(m) })
+	p.mu.Unlock()
+	p.store.grow(n)
+	return nil
+}
+
+// wrong deals with bytes [from, to) that were here unverified and are not, or may not
+// be, the blob's: whoever was given some of them may not go on. p.mu is held.
+func (p *Partial) wrong(from, to int64) {
+	for r := range p.readers {
+		if r.start < to && r.seen > from && r.err == nil {
+			r.err = fmt.Errorf("blob %s at byte %d: %w", p.digest, from, ErrMismatch)
+		}
+	}
+	if p.fed > from {
+		p.rewind = true
+	}
+}
+
+// checkUnknown finds out which pieces on disk are right. It runs on work.
+func (p *Partial) checkUnknown(m *Metainfo) {
+	for i := range m.Pieces() {
+		p.mu.Lock()
+		err, unknown := p.err, p.unknown.has(i)
+		p.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if unknown {
+			p.check(i)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.allChecked()
+}
+
+// allChecked closes checked, once. p.mu is held.
+func (p *Partial) allChecked() {
+	select {
+	case <-p.checked:
+	default:
+		close(p.checked)
+	}
+}
+
+// check finds out whether piece i, if unknown, is right. The caller has entered.
+func (p *Partial) check(i int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.take(i)
+	defer p.leave(i)
+	if !p.unknown.has(i) {
+		return
+	}
+	from, to := pieceSpan(p.size, i)
+	p.mu.Unlock()
+	sum, err := p.sum(from, to)
+	p.mu.Lock()
+	if err == nil && sum == p.meta.Piece(i) {
+		p.arrived(i)
+		return
+	}
+	p.unknown.clear(i)
+	p.wrong(from, to)
+	p.moved.fire()
+	p.progress.fire()
+}
+
+// sum returns the SHA-1 of [from, to) as it lies in the file. The caller has entered.
+func (p *Partial) sum(from, to int64) (sum [sha1.Size]byte, err error) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	h := sha1.New()
+	section := io.NewSectionReader(p.file, from, to-from)
+	if _, err := io.CopyBuffer(h, struct{ io.Reader }{section}, *buf); err != nil {
+		return sum, fmt.Errorf("read back blob %s: %w", p.digest, err)
+	}
+	return [sha1.Size]byte(h.Sum(nil)), nil
+}
+
+// WritePiece stores piece i, all of it, once its SHA-1 is found right. It returns
+// ErrMismatch when it is not, nil when the piece is here already, and errors as
+// Append does.
+func (p *Partial) WritePiece(i int, b []byte) error {
+	m := p.Metainfo()
+	if err := checkPiece(m, i); err != nil {
+		return err
+	}
+	if int64(len(b)) != m.PieceSize(i) || sha1.Sum(b) != m.Piece(i) {
+		return fmt.Errorf("piece %d of blob %s: %w", i, p.digest, ErrMismatch)
+	}
+	return p.onPiece(i, func(from int64) error { return p.overwrite(i, b, from) })
+}
+
+// PieceDone marks piece i as here. The caller has read it back and found its SHA-1
+// right, and no WriteAt on it is under way.
+func (p *Partial) PieceDone(i int) error {
+	if err := checkPiece(p.Metainfo(), i); err != nil {
+		return err
+	}
+	return p.onPiece(i, func(int64) error { return nil })
+}
+
+// checkPiece refuses pieces that are none.
+func checkPiece(m *Metainfo, i int) error {
+	if m == nil {
+		return errors.New("no metainfo, no pieces")
+	}
+	if i < 0 || i >= m.Pieces() {
+		return fmt.Errorf("no piece %d among %d", i, m.Pieces())
+	}
+	return nil
+}
+
+// onPiece has piece i brought in by put, which is told where it lies and has it to
+// itself, and marks it. It does nothing when the piece is here.
+func (p *Partial) onPiece(i int, put func(from int64) error) error {
+	if err := p.enterPiece(i); err != nil {
+		return noError(err)
+	}
+	defer p.work.Done()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.take(i)
+	defer p.leave(i)
+	if p.have.has(i) {
+		return nil
+	}
+	from, _ := pieceSpan(p.size, i)
+	p.mu.Unlock()
+	err := put(from)
+	p.mu.Lock()
+	if err != nil {
+		return err
+	}
+	p.arrived(i)
+	return nil
+}
+
+// noError makes no error of it that a Partial has all it needs.
+func noError(err error) error {
+	if errors.Is(err, errShut) {
+		return nil
+	}
+	return err
+}
+
+// enterPiece enters, and sees to it that piece i is not unknown.
+func (p *Partial) enterPiece(i int) error {
+	p.mu.Lock()
+	err, unknown := p.enter(), p.unknown.has(i)
+	p.mu.Unlock()
+	if err == nil && unknown {
+		p.check(i)
+	}
+	return err
+}
+
+// arrived marks piece i as here and verified. p.mu is held, and let go meanwhile.
+func (p *Partial) arrived(i int) {
+	n := p.mark(i)
+	p.moved.fire()
+	p.progress.fire()
+	p.mu.Unlock()
+	p.store.grow(n)
+	p.mu.Lock()
+}
+
+// take waits until nobody is at work on piece i, and keeps others away from it until
+// leave. p.mu is held, and let go meanwhile.
+func (p *Partial) take(i int) {
+	for p.busy[i] != 0 {
+		p.free.Wait()
+	}
+	p.busy[i] = -1
+}
+
+// join waits until nobody has piece i to himself, and keeps it so until leave. p.mu is
+// held, and let go meanwhile.
+func (p *Partial) join(i int) {
+	for p.busy[i] < 0 {
+		p.free.Wait()
+	}
+	p.busy[i]++
+}
+
+// leave undoes take or join. p.mu is held.
+func (p *Partial) leave(i int) {
+	if p.busy[i] > 1 {
+		p.busy[i]--
+	} else {
+		delete(p.busy, i)
+	}
+	p.free.Broadcast()
+}
+
+// WriteAt implements io.WriterAt for bytes of pieces that are not verified yet. No
+// reader sees them before PieceDone. What lies in pieces that are here already is
+// ignored and reported as written.
+func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
+	m := p.Metainfo()
+	if m == nil || off < 0 || int64(len(b)) > p.size-off {
+		return 0, fmt.Errorf("write %d bytes at %d of blob %s: not within its pieces", len(b), off, p.digest)
+	}
+	done := 0
+	for done < len(b) {
+		at := off + int64(done)
+		i := int(at / m.PieceLength())
+		_, end := pieceSpan(p.size, i)
+		part := b[done:min(int64(len(b)), int64(done)+end-at)]
+		if err := p.writePart(i, part, at); err != nil {
+			return done, err
+		}
+		done += len(part)
+	}
+	return done, nil
+}
+
+// writePart writes b, which is part of piece i, at off, unless the piece is here.
+func (p *Partial) writePart(i int, b []byte, off int64) error {
+	if err := p.enterPiece(i); err != nil {
+		return noError(err)
+	}
+	defer p.work.Done()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.join(i)
+	defer p.leave(i)
+	if p.have.has(i) {
+		return nil
+	}
+	p.mu.Unlock()
+	err := p.overwrite(i, b, off)
+	p.mu.Lock()
+	p.progress.fire()
+	return err
+}
+
+// overwrite writes b, which is part of piece i, at off. Readers who have been given
+// the tail, and the follower who has hashed it, go on from it only as long as nobody
+// brings other bytes for it: were it overwritten unseen, who reads it at this moment
+// would get bytes that nothing ever checks. The caller is at work on the piece.
+func (p *Partial) overwrite(i int, b []byte, off int64) error {
+	p.mu.Lock()
+	t := p.tail
+	p.mu.Unlock()
+	if t != nil && t.piece == i {
+		same, err := p.agrees(t, b, off)
+		if err != nil {
+			return err
+		}
+		if !same {
+			p.mu.Lock()
+			p.wrong(t.from, t.to)
+			p.tail = nil
+			p.mu.Unlock()
+		}
+	}
+	if _, err := p.file.WriteAt(b, off); err != nil {
+		return fmt.Errorf("write at %d of blob %s: %w", off, p.digest, err)
+	}
+	return nil
+}
+
+// agrees tells whether b at off has the bytes that the tail has there.
+func (p *Partial) agrees(t *tail, b []byte, off int64) (bool, error) {
+	from, to := max(t.from, off), min(t.to, off+int64(len(b)))
+	if from >= to {
+		return true, nil
+	}
+	has := make([]byte, to-from)
+	if _, err := p.file.ReadAt(has, from); err != nil {
+		return false, fmt.Errorf("read back blob %s: %w", p.digest, err)
+	}
+	return bytes.Equal(has, b[from-off:to-off]), nil
+}
+
+// ReadAt implements io.ReaderAt over what is on disk, verified or not: only for who
+// hashes pieces or knows from PieceHave that they are right. It works on after Done
+// as long as the store has the blob.
+func (p *Partial) ReadAt(b []byte, off int64) (int, error) {
+	p.mu.Lock()
+	err := p.enter()
+	p.mu.Unlock()
+	if err == nil {
+		defer p.work.Done()
+		return p.file.ReadAt(b, off)
+	}
+	if !errors.Is(err, errShut) {
+		return 0, err
+	}
+	<-p.done
+	if err := p.Err(); err != nil {
+		return 0, err
+	}
+	blob, err := p.store.Open(p.digest)
+	if err != nil {
+		return 0, err
+	}
+	defer blob.Close()
+	return blob.ReadAt(b, off)
+}

@@ -1,0 +1,20 @@
+//go:build !linux
+
+package layers
+
+import (
+	"io/fs"
+	"os"
+)
+
+// dataAfter takes all of f from off for data.
+func dataAfter(f *os.File, off int64) (from, to int64, ok bool, err error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, 0, false, err
+	}
+	return off, fi.Size(), off < fi.Size(), nil
+}
+
+// allocated takes a file for as large as it says.
+func allocated(fi fs.FileInfo) int64 { return fi.Size() }
