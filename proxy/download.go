@@ -103,6 +103,10 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	m := d.mirror
 	seeder := m.seeders.pick()
+	if m.suspects.has(req.Digest) {
+		d.why = whyWrong
+		return 0, nil
+	}
 	if seeder == nil {
 		d.why = whyNoSeeder
 		if len(m.cfg.Seeders) > 0 {
@@ -161,6 +165,9 @@ func (d *download) run() {
 		"dur", time.Duration(record.TookMS)*time.Millisecond)
 	if err != nil {
 		log.Error("blob not brought", "err", err)
+		if errors.Is(err, layers.ErrMismatch) {
+			m.suspects.add(p.Digest())
+		}
 		return
 	}
 	log.Info("blob brought")

@@ -20,6 +20,7 @@ const (
 	whySmall        = "blob too small for a swarm"
 	whyCold         = "seeder still fetching"
 	whyBrokeOff     = "answer broke off"
+	whyWrong        = "blob came out wrong before"
 	whyNoCache      = "cache unusable"
 )
 

@@ -69,6 +69,7 @@ type Mirror struct {
 	manifests *registry.Manifests
 	flights   layers.Flights[*download]
 	shared    *layers.Shared
+	suspects  suspects
 	ledger    *layers.Ledger
 	mux       *http.ServeMux
 }

@@ -184,14 +184,16 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 }
 
 // StatBlob implements [Upstream]. Object storage behind a redirect may admit
-// GET only; it is then asked for one byte.
+// GET only, and some registries leave the size out of the answer to HEAD; they
+// are then asked for one byte.
 func (c *Client) StatBlob(ctx context.Context, repo Repository, d digest.Digest, authorization string) (int64, error) {
 	resp, err := c.do(ctx, http.MethodHead, repo, "blobs/"+d.String(), nil, nil, authorization)
 	if err == nil {
 		resp.Body.Close()
-		return resp.ContentLength, nil
-	}
-	if !headUnwelcome(err) {
+		if resp.ContentLength >= 0 {
+			return resp.ContentLength, nil
+		}
+	} else if !headUnwelcome(err) {
 		return 0, err
 	}
 	header := http.Header{"Range": {"bytes=0-0"}}
