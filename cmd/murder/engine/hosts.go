@@ -32,7 +32,9 @@ func (h hostsFile) edit() edit {
 
 // table is the mirror's entry. dial_timeout bounds what a mirror on a dead
 // address costs a pull; containerd knows it since 2.1, and those before pass
-// over keys they do not know. A loopback address refuses at once anyway.
+// over keys they do not know. A loopback address refuses at once anyway. The
+// capability "referrers" of the newest is left out: those that do not know it
+// refuse the whole file.
 func (h hostsFile) table() string {
 	return fmt.Sprintf("[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n", h.mirror)
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// The engines themselves read what setup wrote. All they write is under
-// t.TempDir; nothing of this machine's /etc is read.
+// The engines themselves read what setup wrote, below temporary folders. This
+// machine's own /etc is neither read for setup nor written to.
 
 func needs(t *testing.T, programs ...string) {
 	t.Helper()
@@ -118,6 +118,24 @@ func shortTemp(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// private is a command line that runs args with folders of its own in the
+// place of those that dockerd and podman write to unasked: a copy of /etc, and
+// empty caches.
+func private(t *testing.T, args ...string) []string {
+	t.Helper()
+	if out, err := exec.Command("unshare", "--mount", "true").CombinedOutput(); err != nil {
+		t.Skipf("needs unshare --mount: %v: %s", err, out)
+	}
+	const script = `set -e
+		cp -a /etc "$0"
+		mount --bind "$0/etc" /etc
+		for dir in /var/lib/containers /run/libpod; do
+			if test -d $dir; then mount -t tmpfs tmpfs $dir; fi
+		done
+		exec "$@"`
+	return append([]string{"unshare", "--mount", "sh", "-c", script, shortTemp(t)}, args...)
 }
 
 // fakeMirror stands before a registry as a mirror does and keeps the requests
@@ -246,9 +264,10 @@ func TestDockerReloads(t *testing.T) {
 		out, _ := exec.Command("docker", "-H", sock, "info", "--format", "{{json .RegistryConfig.Mirrors}}").Output()
 		return strings.TrimSpace(string(out))
 	}
-	p := startDaemon(t, []string{"docker", "-H", sock, "version"}, "dockerd", "--config-file", filepath.Join(dir, "daemon.json"), "-H", sock,
+	args := private(t, "dockerd", "--config-file", filepath.Join(dir, "daemon.json"), "-H", sock,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
 		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs")
+	p := startDaemon(t, []string{"docker", "-H", sock, "version"}, args...)
 
 	d := Docker{Root: dir, Mirror: mirror(t, DefaultMirror), ConfigPath: "/daemon.json"}
 	for _, step := range []struct {
@@ -276,8 +295,9 @@ func TestPodmanPulls(t *testing.T) {
 
 	// A random image is no file tree, so podman cannot unpack what it pulls:
 	// what counts is whom it asks.
-	cmd := exec.CommandContext(t.Context(), "podman", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs",
+	args := private(t, "podman", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs",
 		"pull", "registry.example/app:latest")
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME=")
 	out, _ := cmd.CombinedOutput()
 	for _, want := range []string{"/v2/registry.example/app/manifests/latest", "/v2/registry.example/app/blobs/sha256:"} {
