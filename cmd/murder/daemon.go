@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm"
+	"github.com/murderp2p/murder/registry"
+)
+
+const (
+	// drainFor is how long answers that are under way at the end may take;
+	// then they are cut, which a client can tell from the end of a blob.
+	drainFor = 7 * time.Second
+	// maxHeader bounds a request's header in bytes: tokens of large
+	// organisations take some kilobytes.
+	maxHeader = 64 << 10
+)
+
+// daemon is what `murder mirror` and `murder seeder` have in common: a store,
+// a swarm, an HTTP API, and an orderly end.
+type daemon struct {
+	role     string
+	listener net.Listener
+	store    *layers.Store
+	swarm    *swarm.Client
+	metrics  *prometheus.Registry
+	insecure []string
+	cli      *cli.Context
+	log      *slog.Logger
+
+	part atomic.Pointer[part] // nil until it has been opened
+
+	// ctx ends after the last answer has been sent or cut; what a daemon
+	// does behind its answers hangs on it.
+	ctx  context.Context
+	stop context.CancelFunc
+}
+
+// part is a daemon's own part: [proxy.Mirror] or [seeder.Seeder].
+type part interface {
+	http.Handler
+	Run(ctx context.Context) error
+	Wait()
+	Evicted(d digest.Digest)
+	Ledger() *layers.Ledger
+}
+
+// openDaemon takes what a daemon needs of the host.
+func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
+	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry()}
+	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(c.Context))
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.insecure, err = parseRegistries(listFlag(c, "insecure-registry")); err != nil {
+		return nil, err
+	}
+	limit, err := cacheLimitFlag(c)
+	if err != nil {
+		return nil, fmt.Errorf("cache size: %w", err)
+	}
+	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: c.String("data-dir"), Limit: limit, Log: d.log, OnEvict: d.evicted})
+	if err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	d.swarm, err = swarm.Open(swarm.Config{
+		Listen: c.String("peer-listen"), Advertise: parseAdvertise(c.String("advertise")), Seeder: role == "seeder",
+		Zone: c.String("zone"), Version: buildVersion(), Log: d.log,
+		UploadLimit: rateFlag(c, "upload-limit"), DownloadLimit: rateFlag(c, "download-limit"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.listener, err = net.Listen("tcp", c.String("listen"))
+	if err != nil {
+		return nil, fmt.Errorf("listen for HTTP: %w", err)
+	}
+	return d, nil
+}
+
+// run serves until the command's context ends, and then ends in order: no new
+// requests, those under way finished or cut, swarms left, the store closed.
+func (d *daemon) run(p part, status http.HandlerFunc) error {
+	defer d.close()
+	d.part.Store(&p)
+	server := &http.Server{
+		Handler: d.routes(p, status), MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	d.log.Info("listening", "role", d.role, "addr", d.listener.Addr().String(), "peer_addr", d.swarm.Addr().String(),
+		"data_dir", d.cli.String("data-dir"), "version", buildVersion())
+	group, ctx := errgroup.WithContext(d.cli.Context)
+	group.Go(func() error { return p.Run(ctx) })
+	group.Go(func() error {
+		if err := server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve HTTP: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		d.log.Info("stopping")
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
+		defer cancel()
+		if server.Shutdown(drain) != nil {
+			d.log.Warn("answers under way were cut", "after", drainFor)
+			server.Close()
+		}
+		return nil
+	})
+	err := group.Wait()
+	d.stop()
+	p.Wait()
+	d.log.Info("stopped")
+	return err
+}
+
+// evicted is told of a blob that has left the cache.
+func (d *daemon) evicted(gone digest.Digest) {
+	if p := d.part.Load(); p != nil {
+		(*p).Evicted(gone)
+	}
+}
+
+// close releases what openDaemon took; it may be called twice.
+func (d *daemon) close() {
+	d.stop()
+	if d.listener != nil {
+		d.listener.Close()
+	}
+	if d.swarm != nil {
+		d.swarm.Close()
+	}
+	if d.store != nil {
+		if err := d.store.Close(); err != nil {
+			d.log.Error("cache not closed well", "err", err)
+		}
+	}
+}
+
+// routes adds what both daemons answer to a daemon's own. It is no ServeMux
+// around everything, since that would redirect paths under /v2/ which it
+// finds unclean, where the protocol wants an error.
+func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
+	mux := http.NewServeMux()
+	for _, path := range []string{"GET /livez", "GET /readyz", "GET /healthz"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	}
+	d.register(p)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /v1/status", status)
+	mux.Handle("/", p)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
+			p.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// register offers the figures of store, swarm and ledger to Prometheus.
+func (d *daemon) register(p part) {
+	counter := func(name, help, label, value string, f func() int64) {
+		opts := prometheus.CounterOpts{Name: name, Help: help}
+		if label != "" {
+			opts.ConstLabels = prometheus.Labels{label: value}
+		}
+		d.metrics.MustRegister(prometheus.NewCounterFunc(opts, func() float64 { return float64(f()) }))
+	}
+	gauge := func(name, help string, f func() int64) {
+		d.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) }))
+	}
+	for _, from := range []layers.Source{layers.FromPeer, layers.FromSeeder, layers.FromUpstream} {
+		counter("murder_received_bytes_total", "Bytes of blobs received, by source; a seeder's BitTorrent counts as seeder.", "from", string(from), func() int64 {
+			received, _ := p.Ledger().Totals()
+			return received[from]
+		})
+	}
+	const sent = "Bytes of blobs sent."
+	counter("murder_sent_bytes_total", sent, "to", "peer", func() int64 { return d.swarm.Stats().Sent })
+	counter("murder_sent_bytes_total", sent, "to", "client", func() int64 { _, served := p.Ledger().Totals(); return served })
+	counter("murder_cross_zone_bytes_total", "Bytes exchanged with peers of another zone.", "", "", func() int64 { return d.swarm.Stats().CrossZone })
+	gauge("murder_torrents_active", "Swarms joined.", func() int64 { return int64(d.swarm.Stats().Active) })
+	gauge("murder_cache_bytes", "Bytes of whole blobs in the cache.", func() int64 { return d.store.Usage().Bytes })
+	gauge("murder_cache_limit_bytes", "Bytes that the cache may hold; 0 is no limit.", func() int64 { return d.store.Usage().Limit })
+	counter("murder_cache_evictions_total", "Blobs that left the cache to make room.", "", "", func() int64 { return d.store.Usage().Evictions })
+	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// parseRegistries brings names of registries into the form in which they are
+// compared.
+func parseRegistries(names []string) ([]string, error) {
+	hosts := make([]string, 0, len(names))
+	for _, name := range names {
+		host, err := registry.ParseHost(name)
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts, nil
+}
+
+// parseAdvertise reads what checkAdvertise has let pass.
+func parseAdvertise(s string) netip.AddrPort {
+	if addr, err := netip.ParseAddrPort(s); err == nil {
+		return addr
+	}
+	ip, _ := netip.ParseAddr(s)
+	return netip.AddrPortFrom(ip, 0)
+}

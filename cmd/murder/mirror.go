@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/murderp2p/murder/proxy"
+	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder"
+)
+
+func mirrorCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "mirror",
+		Usage:  "the daemon on every host: a pull-only registry, a cache and a BitTorrent peer",
+		Flags:  mirrorFlags(),
+		Action: runMirror,
+	}
+}
+
+func runMirror(c *cli.Context) error {
+	d, err := openDaemon(c, "mirror")
+	if err != nil {
+		return err
+	}
+	seeders, err := seederClients(listFlag(c, "seeder"))
+	if err != nil {
+		d.close()
+		return err
+	}
+	mirror := proxy.Open(d.ctx, proxy.Config{
+		Store: d.store, Swarm: d.swarm, Seeders: seeders,
+		Registries:      registry.NewClient(registry.ClientConfig{Insecure: d.insecure}),
+		DefaultRegistry: c.String("default-registry"),
+		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
+		Metrics: proxy.NewMetrics(d.metrics), Log: d.log,
+	})
+	return d.run(mirror, func(w http.ResponseWriter, r *http.Request) {
+		health := []seederStatus{}
+		for _, s := range mirror.Seeders() {
+			health = append(health, seederStatus(s))
+		}
+		d.report(w, r, mirror.Ledger(), health)
+	})
+}
+
+func seederClients(urls []string) ([]proxy.Seeder, error) {
+	var clients []proxy.Seeder
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("seeder %q: %w", text, err)
+		}
+		clients = append(clients, seeder.NewClient(u))
+	}
+	return clients, nil
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"net/http"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/registry"
+)
+
+// report answers GET /v1/status[?digest=D...]: all blobs, or those asked for.
+func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.Ledger, seeders []seederStatus) {
+	var digests []digest.Digest
+	for _, text := range r.URL.Query()["digest"] {
+		parsed, err := registry.ParseDigest(text)
+		if err != nil {
+			registry.WriteError(w, r, err)
+			return
+		}
+		digests = append(digests, parsed)
+	}
+	usage, stats := d.store.Usage(), d.swarm.Stats()
+	received, served := ledger.Totals()
+	s := statusReport{
+		Version: buildVersion(), Role: d.role,
+		Listen: d.listener.Addr().String(), PeerListen: d.swarm.Addr().String(),
+		DataDir: d.cli.String("data-dir"), Zone: d.cli.String("zone"),
+		DefaultRegistry: d.cli.String("default-registry"), InsecureRegistries: d.insecure,
+		Seeders:        seeders,
+		Cache:          cacheStatus{Bytes: usage.Bytes, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions},
+		TorrentsActive: stats.Active,
+		Blobs:          d.blobs(ledger, digests),
+	}
+	s.Totals.Received = sourcesOf(received)
+	s.Totals.Sent.Peer, s.Totals.Sent.Client = stats.Sent, served
+	w.Header().Set("Content-Type", "application/json")
+	printJSON(w, s)
+}
+
+// blobs are those the ledger remembers, and those that lay in the cache
+// before it began.
+func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobStatus {
+	blobs := []blobStatus{}
+	known := make(map[digest.Digest]bool)
+	for _, r := range ledger.Records(digests...) {
+		known[r.Digest] = true
+		b := blobStatus{
+			Digest: r.Digest.String(), Registry: r.Registry, Repository: r.Repository, Size: r.Size, Received: r.Received,
+			State: r.State, Way: r.Way, From: sourcesOf(r.From), Why: r.Why, Started: r.Started, TookMS: r.TookMS,
+		}
+		if m, err := d.metainfo(r); err == nil {
+			b.Peers = len(d.swarm.Peers(m.InfoHash()))
+		}
+		blobs = append(blobs, b)
+	}
+	for _, info := range d.store.Blobs() {
+		if !known[info.Digest] && (len(digests) == 0 || slices.Contains(digests, info.Digest)) {
+			blobs = append(blobs, blobStatus{
+				Digest: info.Digest.String(), Size: info.Size, Received: info.Size, State: "whole", Way: "cache", Started: info.Used,
+			})
+		}
+	}
+	return blobs
+}
+
+// metainfo is that of a blob with a swarm.
+func (d *daemon) metainfo(r layers.Record) (*layers.Metainfo, error) {
+	if r.State != "whole" || r.Size < layers.SmallBlob {
+		return nil, layers.ErrNotFound
+	}
+	return d.store.Metainfo(r.Digest)
+}
+
+func sourcesOf(bytes map[layers.Source]int64) sources {
+	return sources{Peer: bytes[layers.FromPeer], Seeder: bytes[layers.FromSeeder], Upstream: bytes[layers.FromUpstream]}
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/urfave/cli/v2"
+
+	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder"
+)
+
+func seederCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "seeder",
+		Usage:  "the origin's daemon, beside the registry: fetches each layer once, seeds it, tracks the swarms",
+		Flags:  seederFlags(),
+		Action: runSeeder,
+	}
+}
+
+func runSeeder(c *cli.Context) error {
+	d, err := openDaemon(c, "seeder")
+	if err != nil {
+		return err
+	}
+	origin := seeder.Open(d.ctx, seeder.Config{
+		Store: d.store, Swarm: d.swarm,
+		Upstream:        registry.NewClient(registry.ClientConfig{Insecure: d.insecure}),
+		DefaultRegistry: c.String("default-registry"),
+		Advertise:       parseAdvertise(c.String("advertise")),
+		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
+		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
+	})
+	registerTracker(d.metrics, origin)
+	return d.run(origin, func(w http.ResponseWriter, r *http.Request) { d.report(w, r, origin.Ledger(), nil) })
+}
+
+// registerTracker offers the tracker's figures to Prometheus.
+func registerTracker(metrics *prometheus.Registry, origin *seeder.Seeder) {
+	gauge := func(name, help string, f func() int) {
+		metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) }))
+	}
+	gauge("murder_tracker_swarms", "Swarms with at least one peer.", func() int { return origin.Tracker().Swarms })
+	gauge("murder_tracker_peers", "Peers listed, counted once per swarm.", func() int { return origin.Tracker().Peers })
+	metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "murder_tracker_announces_total", Help: "Announces answered.",
+	}, func() float64 { return float64(origin.Tracker().Announces) }))
+}
