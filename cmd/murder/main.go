@@ -117,8 +117,13 @@ func newApp(commands []*cli.Command, stdin io.Reader, stdout, stderr io.Writer) 
 // commands are the subcommands in the order in which help lists them.
 func commands() []*cli.Command {
 	return []*cli.Command{
+		seederCommand(),
+		mirrorCommand(),
 		prefetchCommand(),
+		statusCommand(),
 		setupCommand(),
+		doctorCommand(),
+		demoCommand(),
 		versionCommand(),
 	}
 }

@@ -99,7 +99,7 @@ func (l *lines) hostEnd(r hostResult) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r.OK {
-		fmt.Fprintf(l.w, "%s: has everything after %s\n", hostOf(r.Mirror), tookText(time.Duration(r.TookMS)*time.Millisecond))
+		fmt.Fprintf(l.w, "%s: has everything after %s\n", hostOf(r.Mirror), tookText(millis(r.TookMS)))
 	}
 }
 

@@ -144,3 +144,5 @@ func tookText(d time.Duration) string {
 		return d.Round(time.Second).String()
 	}
 }
+
+func millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+func doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "checks mirror, seeder, registry, engine and disk, and says what to mend",
+		Description: "Run it on the host whose pulls are in question. What concerns the machine itself, that is engine and disk, is looked at\n" +
+			"only if the mirror is on it. Exits with 1 if something must be mended.",
+		Flags: []cli.Flag{
+			textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
+			listOf("registry", "`HOST` of a registry that must be reachable (repeatable; default: those that the mirror has blobs of)", checkRegistry),
+			textOf("root", "/", "`DIR` in which the engines' file tree lies", checkNotEmpty),
+			outputFlag(),
+		},
+		Action: doctorAction,
+	}
+}
+
+// checkTimeout bounds each look at something on the network: what takes longer is ill for a pull, too.
+const checkTimeout = 10 * time.Second
+
+// finding is what one check has found.
+type finding struct {
+	Check string `json:"check"`
+	State state  `json:"state"`
+	Found string `json:"found"`
+	Mend  string `json:"mend,omitempty"` // what to do about it
+}
+
+// state is how bad a finding is.
+type state string
+
+const (
+	stateOK   state = "ok"
+	stateWarn state = "warn" // worth knowing; pulls work
+	stateFail state = "fail" // must be mended
+)
+
+func doctorAction(c *cli.Context) error {
+	base, err := mirrorURL(c.String("mirror"))
+	if err != nil {
+		return usagef(c, "--mirror: %v", err)
+	}
+	d := &doctor{mirror: newClient(base), registries: listFlag(c, "registry"), root: c.String("root")}
+	defer d.mirror.close()
+	d.examine(c.Context)
+	if err := d.print(c.App.Writer, wantsJSON(c)); err != nil {
+		return err
+	}
+	if n := d.count(stateFail); n > 0 {
+		return fmt.Errorf("doctor: %d of %d checks found something to mend", n, len(d.findings))
+	}
+	return nil
+}
+
+// doctor looks at one mirror and what it stands on.
+type doctor struct {
+	mirror     *client
+	registries []string // to check; none: those the mirror knows
+	root       string   // of the engines' files
+	findings   []finding
+}
+
+// found notes what a check has found; mend may be "".
+func (d *doctor) found(check string, s state, mend, format string, args ...any) {
+	d.findings = append(d.findings, finding{Check: check, State: s, Found: fmt.Sprintf(format, args...), Mend: mend})
+}
+
+func (d *doctor) count(s state) (n int) {
+	for _, f := range d.findings {
+		if f.State == s {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *doctor) examine(ctx context.Context) {
+	report, ok := d.checkMirror(ctx)
+	if ok {
+		d.checkSeeders(report)
+		d.checkRegistries(ctx, report)
+		d.checkPeerPort(ctx, report)
+	}
+	if !d.isLocal() {
+		return
+	}
+	d.checkEngines()
+	if ok {
+		d.checkDisk(report)
+	}
+}
+
+// isLocal reports whether the mirror is on this machine, as far as its address tells.
+func (d *doctor) isLocal() bool {
+	u, err := url.Parse(d.mirror.base)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
+}
+
+func (d *doctor) checkMirror(ctx context.Context) (statusReport, bool) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	report, _, err := d.mirror.status(ctx)
+	if err != nil {
+		d.found("mirror", stateFail, "start it with `murder mirror`, or name the right address with --mirror", "%s: %v", d.mirror.base, err)
+		return report, false
+	}
+	if report.Role != "mirror" {
+		d.found("mirror", stateFail, "name the address of a mirror with --mirror", "%s is a %s, not a mirror", d.mirror.base, report.Role)
+		return report, false
+	}
+	if _, _, err := d.mirror.get(ctx, "/readyz", nil); err != nil {
+		d.found("mirror", stateWarn, "wait a moment and look again; its log says what it waits for", "%s is up but not ready: %v", d.mirror.base, err)
+		return report, true
+	}
+	d.found("mirror", stateOK, "", "%s answers, version %s", d.mirror.base, report.Version)
+	return report, true
+}
+
+// checkSeeders tells how the mirror, not this process, finds its seeders: pulls depend on that.
+func (d *doctor) checkSeeders(r statusReport) {
+	if len(r.Seeders) == 0 {
+		d.found("seeder", stateFail, "start the mirror with --seeder URL", "the mirror knows none, so every layer comes from the registry")
+		return
+	}
+	alive := slices.ContainsFunc(r.Seeders, func(s seederStatus) bool { return s.OK })
+	for _, s := range r.Seeders {
+		switch {
+		case s.OK:
+			d.found("seeder", stateOK, "", "%s answers the mirror", s.URL)
+		case alive:
+			d.found("seeder", stateWarn, mendSeeder, "%s does not answer the mirror, another does: %s", s.URL, s.Error)
+		default:
+			d.found("seeder", stateFail, mendSeeder, "%s does not answer the mirror: %s", s.URL, s.Error)
+		}
+	}
+}
+
+const mendSeeder = "see that `murder seeder` runs there and that no firewall is between; until then pulls go to the registry"
+
+// checkRegistries asks through the mirror, as an engine would. The default registry alone may well be one that nobody here uses.
+func (d *doctor) checkRegistries(ctx context.Context, r statusReport) {
+	names, bad := d.registries, stateFail
+	if len(names) == 0 {
+		for _, b := range r.Blobs {
+			if b.Registry != "" && !slices.Contains(names, b.Registry) {
+				names = append(names, b.Registry)
+			}
+		}
+	}
+	if len(names) == 0 && r.DefaultRegistry != "" {
+		names, bad = []string{r.DefaultRegistry}, stateWarn
+	}
+	for _, name := range names {
+		d.checkRegistry(ctx, name, bad)
+	}
+}
+
+func (d *doctor) checkRegistry(ctx context.Context, name string, bad state) {
+	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("no answer for %s", checkTimeout))
+	defer cancel()
+	_, _, err := d.mirror.get(ctx, "/v2/?"+url.Values{"ns": {name}}.Encode(), nil)
+	refusal, ok := errors.AsType[*answerError](err)
+	switch {
+	case err == nil:
+		d.found("registry", stateOK, "", "%s answers the mirror", name)
+	case ok && (refusal.status == http.StatusUnauthorized || refusal.status == http.StatusForbidden):
+		d.found("registry", stateOK, "", "%s answers the mirror and wants credentials", name)
+	default:
+		d.found("registry", bad, "see whether this host's network, DNS and proxy lead there; if it speaks plain HTTP, the daemons need --insecure-registry "+name,
+			"%s through the mirror: %v", name, err)
+	}
+}
+
+// checkPeerPort sees whether the BitTorrent port takes connections. It can do so from this host only.
+func (d *doctor) checkPeerPort(ctx context.Context, r statusReport) {
+	addr, err := d.peerAddr(r.PeerListen)
+	if err != nil {
+		d.found("peers", stateFail, "restart the mirror; its log says what happened to --peer-listen", "the mirror says that it listens on %q", r.PeerListen)
+		return
+	}
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		d.found("peers", stateFail, "open this port for the other hosts", "%s takes no connections: %v", addr, withoutURL(ctx, err))
+		return
+	}
+	conn.Close()
+	d.found("peers", stateOK, "", "%s takes connections from here; other hosts must reach that port too", addr)
+}
+
+// peerAddr is where to dial what a mirror listens on: at the mirror's own host if it listens on all addresses.
+func (d *doctor) peerAddr(listen string) (string, error) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", err
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		u, err := url.Parse(d.mirror.base)
+		if err != nil {
+			return "", err
+		}
+		host = u.Hostname()
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// checkDisk sees whether the cache can grow to its limit, and whether there is room at all.
+func (d *doctor) checkDisk(r statusReport) {
+	_, free, err := diskSpace(r.DataDir)
+	grow := r.Cache.Limit - r.Cache.Bytes
+	switch {
+	case err != nil:
+		d.found("disk", stateWarn, "", "%v", err)
+	case free < minFree:
+		d.found("disk", stateFail, "make room, or lower --cache-size", "only %s are free where %s lies: the mirror cannot cache", bytesText(free), r.DataDir)
+	case r.Cache.Limit == 0:
+		d.found("disk", stateWarn, "set --cache-size", "%s are free where %s lies, and the cache has no limit", bytesText(free), r.DataDir)
+	case grow > free:
+		d.found("disk", stateWarn, "lower --cache-size, or make room",
+			"the cache may grow by %s, but only %s are free where %s lies", bytesText(grow), bytesText(free), r.DataDir)
+	default:
+		d.found("disk", stateOK, "", "the cache may grow by %s; %s are free where %s lies", bytesText(grow), bytesText(free), r.DataDir)
+	}
+}
+
+// minFree is the least free space, in bytes, at which a layer of ordinary size can still be cached.
+const minFree = 1 << 30
+
+func (d *doctor) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, struct {
+			OK     bool      `json:"ok"`
+			Checks []finding `json:"checks"`
+		}{d.count(stateFail) == 0, d.findings})
+	}
+	var b strings.Builder
+	for _, f := range d.findings {
+		word := string(f.State)
+		if f.State == stateFail {
+			word = "FAIL"
+		}
+		fmt.Fprintf(&b, "%-5s %-10s %s\n", word, f.Check, f.Found)
+		if f.Mend != "" {
+			fmt.Fprintf(&b, "%-5s %-10s mend: %s\n", "", "", f.Mend)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
