@@ -12,14 +12,12 @@ import (
 // then seeding it until the test ends.
 type aria2 struct {
 	*process
-	file   string // what it writes
-	client string // how its peer id begins
+	dir string // where it writes
 }
 
 // aria2Config says what to download.
 type aria2Config struct {
 	Metainfo []byte
-	Name     string // of the file, as the metainfo has it
 	Tracker  string // announce URL
 }
 
@@ -30,8 +28,8 @@ func startAria2(t testing.TB, cfg aria2Config) *aria2 {
 	root := newRoot(t)
 	torrent := filepath.Join(root, "blob.torrent")
 	writeFile(t, torrent, string(cfg.Metainfo))
-	a := &aria2{file: filepath.Join(root, cfg.Name), client: "A2-"}
-	a.process = startProcess(t, processConfig{Args: []string{program(t, "aria2c"), "--no-conf", "--dir", root,
+	a := &aria2{dir: filepath.Join(root, "downloads")}
+	a.process = startProcess(t, processConfig{Args: []string{program(t, "aria2c"), "--no-conf", "--dir", a.dir,
 		"--listen-port=30000-60000", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--enable-peer-exchange=false",
 		"--bt-tracker=" + cfg.Tracker, "--bt-tracker-timeout=10", "--seed-ratio=0.0", "--file-allocation=none", "--check-integrity=true",
 		"--summary-interval=0", "--enable-color=false", "--console-log-level=notice", "--log=-", "--log-level=notice", torrent,
@@ -48,7 +46,11 @@ func (a *aria2) waitDone(t testing.TB) []byte {
 	a.waitLine(t, "the download's end", func(line string) bool {
 		return aria2Done.MatchString(strings.ReplaceAll(line, "\r", ""))
 	})
-	content, err := os.ReadFile(a.file)
+	files, err := filepath.Glob(filepath.Join(a.dir, "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("aria2 wrote %q, %v, want one file", files, err)
+	}
+	content, err := os.ReadFile(files[0]) // a second one would be its control file
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,9 @@ const (
 	// end of a test. The contract allows murder 10 s.
 	stopWithin = 15 * time.Second
 
+	// dataRace is how the race detector begins a report.
+	dataRace = "WARNING: DATA RACE"
+
 	// keptOutput is how much of a program's output is kept for the test's
 	// log, in bytes; more than that is dropped from the front.
 	keptOutput = 256 << 10
@@ -79,6 +82,9 @@ func startProcess(t testing.TB, cfg processConfig) *process {
 	}()
 	t.Cleanup(func() {
 		p.Stop(t)
+		if strings.Contains(p.output.String(), dataRace) {
+			t.Errorf("%s has a data race", p.name)
+		}
 		if t.Failed() {
 			t.Logf("output of %s:\n%s", p.name, p.output.String())
 		}
@@ -145,7 +151,10 @@ func (p *process) waitUntil(t testing.TB, what string, ready func() error) {
 	})
 }
 
-var errEnded = errors.New("no longer running")
+var (
+	errEnded  = errors.New("no longer running")
+	errNotYet = errors.New("not yet") // for conditions that have nothing more to say
+)
 
 // permanentError ends a waitUntil early.
 type permanentError struct{ error }

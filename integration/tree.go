@@ -243,3 +243,25 @@ func sameTree(t testing.TB, what string, got, want tree) {
 		t.Errorf("%s: %d differences in all", what, differences)
 	}
 }
+
+// contains tells where word is: "the log", a file below dir, or "" for nowhere.
+func contains(t testing.TB, log, dir, word string) (where string) {
+	t.Helper()
+	if strings.Contains(log, word) {
+		return "the log"
+	}
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		content, err := os.ReadFile(file)
+		if strings.Contains(string(content), word) {
+			where = file
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return where
+}
