@@ -40,6 +40,8 @@ type demoHost struct {
 	Bytes       int64   `json:"bytes"`
 	From        sources `json:"from"`
 	SentPeers   int64   `json:"sent_to_peers"`
+	// Blobs tells of each blob which way it came, and why if not from the swarm.
+	Blobs []blobStatus `json:"blobs"`
 }
 
 func (d *demo) report(ctx context.Context, img *demoImage, seeder *child, mirrors []*child, pulls []*demoPull) (*demoReport, error) {
@@ -55,7 +57,7 @@ func (d *demo) report(ctx context.Context, img *demoImage, seeder *child, mirror
 		p := pulls[i]
 		r.Hosts = append(r.Hosts, demoHost{
 			Host: m.name, TookMS: p.took.Milliseconds(), FirstByteMS: time.Duration(p.first.Load()).Milliseconds(),
-			Bytes: p.done.Load(), From: s.Totals.Received, SentPeers: s.Totals.Sent.Peer,
+			Bytes: p.done.Load(), From: s.Totals.Received, SentPeers: s.Totals.Sent.Peer, Blobs: s.Blobs,
 		})
 		r.PullMS = max(r.PullMS, p.took.Milliseconds())
 	}

@@ -133,13 +133,13 @@ func rateText(n int64, took time.Duration) string {
 	return bytesText(int64(float64(n)/took.Seconds())) + "/s"
 }
 
-// tookText is a duration for people, to three digits: 412ms, 1.23s, 2m5s.
+// tookText is a duration for people: 412ms, 1.23s, 2m5s.
 func tookText(d time.Duration) string {
 	switch {
 	case d < time.Second:
 		return d.Round(time.Millisecond).String()
 	case d < time.Minute:
-		return d.Round(10 * time.Millisecond).String()
+		return fmt.Sprintf("%.2fs", d.Seconds())
 	default:
 		return d.Round(time.Second).String()
 	}
