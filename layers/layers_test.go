@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -88,7 +89,7 @@ func awaitHashed(t testing.TB, p *Partial, n int64) {
 		if hashed >= n {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	t.Fatalf("follower has not come to byte %d", n)
 }

@@ -212,11 +212,14 @@ func (p *Partial) Gap(from int64) (off, n int64, ok bool) {
 		return off, p.size - off, off < p.size
 	}
 	pl, total := p.meta.PieceLength(), p.meta.Pieces()
-	first := int(from / pl)
+	first := total
+	if from < p.size {
+		first = int(from / pl)
+	}
 	for first < total && !p.missing(first) {
 		first++
 	}
-	if first >= total {
+	if first == total {
 		return 0, 0, false
 	}
 	last := first
