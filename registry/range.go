@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -54,8 +55,8 @@ func parseOffset(s string) (int64, bool) {
 			return 0, false
 		}
 	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	return n, err == nil
+	n, err := strconv.ParseInt(s, 10, 64) // the largest int64 where it is larger still
+	return n, err == nil || errors.Is(err, strconv.ErrRange)
 }
 
 func badRange(header string, size int64) *Error {

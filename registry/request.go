@@ -76,11 +76,11 @@ func Parse(method string, u *url.URL, defaultHost string) (Request, error) {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return Request{}, newError(http.StatusBadRequest, CodeNameInvalid, "query string: %v", err)
+		return Request{}, newError(http.StatusBadRequest, CodeNameInvalid, "query string: %s", clip(err.Error()))
 	}
 	path, ok := strings.CutPrefix(u.Path, "/v2")
 	if !ok || (path != "" && path[0] != '/') {
-		return Request{}, newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", u.Path)
+		return Request{}, newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", clip(u.Path))
 	}
 	path = strings.TrimPrefix(path, "/")
 	if path == "" {
@@ -114,7 +114,7 @@ func parseEnd(path string) (Request, string, error) {
 	dir, last, _ := cutLast(path, "/")
 	name, end, ok := cutLast(dir, "/")
 	if !ok {
-		return Request{}, "", newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", path)
+		return Request{}, "", newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", clip(path))
 	}
 	switch end {
 	case "blobs":
@@ -129,11 +129,11 @@ func parseEnd(path string) (Request, string, error) {
 			return Request{Kind: Manifest, Digest: d}, name, err
 		}
 		if !tagGrammar.MatchString(last) {
-			return Request{}, "", newError(http.StatusBadRequest, CodeNameInvalid, "not a tag: %q", last)
+			return Request{}, "", newError(http.StatusBadRequest, CodeNameInvalid, "not a tag: %q", clip(last))
 		}
 		return Request{Kind: Manifest, Tag: last}, name, nil
 	}
-	return Request{}, "", newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", path)
+	return Request{}, "", newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", clip(path))
 }
 
 // ParseRepository checks host and name. Names of Docker Hub without a slash
