@@ -67,6 +67,13 @@ func Unauthorized(err error) bool {
 	return ok && e.Status == http.StatusUnauthorized
 }
 
+// turnedAway is true for a verdict on the caller: not logged in, or not
+// allowed. Some registries say 403 to a token that is not theirs.
+func turnedAway(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden)
+}
+
 // WriteError sends err in the protocol's JSON form. What is not an [*Error]
 // is a 500 whose words stay inside.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {

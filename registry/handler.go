@@ -55,8 +55,13 @@ type Handler struct {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	err := h.serve(w, r)
-	if err == nil || r.Context().Err() != nil {
+	if err == nil {
 		return
+	}
+	if r.Context().Err() != nil {
+		// The client has left, or we end. To return would be to send an empty
+		// answer with 200.
+		panic(http.ErrAbortHandler)
 	}
 	if _, ok := errors.AsType[*Error](err); !ok {
 		h.Log.Error("request failed", "path", r.URL.Path, "err", err)
@@ -71,7 +76,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	req.Authorization = r.Header.Get("Authorization")
 	err = h.answer(w, r, req)
-	if Unauthorized(err) && req.HostInPath && req.Authorization != "" {
+	if turnedAway(err) && req.HostInPath && req.Authorization != "" {
 		// The credentials answer another registry's challenge (see
 		// Request.HostInPath). What anyone may have needs none.
 		req.Authorization = ""
@@ -231,6 +236,7 @@ func nextPage(link string, asked *url.URL) string {
 		return ""
 	}
 	query := u.Query()
+	query.Del("ns") // a seeder's; it is in the path where the client has put it there
 	if ns := asked.Query().Get("ns"); ns != "" {
 		query.Set("ns", ns)
 	}
