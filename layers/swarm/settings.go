@@ -51,6 +51,7 @@ func (c *Client) settings() *torrent.ClientConfig {
 	s.DropDuplicatePeerIds = true               // two hosts that dial each other need one connection
 	s.DropMutuallyCompletePeers = true          // nothing left to exchange
 	s.DisableAcceptRateLimiting = true          // it counts by IP, and hosts may share one
+	s.AlwaysWantConns = true                    // a handshake may name a swarm that is to be taken up; see wake
 	s.MaxUnverifiedBytes = 0                    // 64 MiB would cut the search for the rarest pieces short
 	s.DialRateLimiter = unlimited()             // 10 a second for all swarms together delays every start
 	s.HeaderObfuscationPolicy.Preferred = false // RC4 costs three times the CPU; taken when asked for
