@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -435,6 +436,36 @@ func TestFailAndGoOn(t *testing.T) {
 				t.Errorf("left behind: %v", list)
 			}
 		})
+	}
+}
+
+// Who writes when a Partial fails is waited for, or the next would have the file with
+// bytes of the last still to come.
+func TestNextWaitsForWriters(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	b := content(1, 1000)
+	p := partial(t, s, sha256Of(b), len(b))
+	p.mu.Lock()
+	err := p.enter()
+	p.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Fail(io.ErrUnexpectedEOF)
+	var writing atomic.Bool
+	writing.Store(true)
+	next := make(chan bool)
+	go func() {
+		s.Partial(sha256Of(b), 1000)
+		next <- writing.Load()
+	}()
+	for range 10000 { // long enough for it to go wrong, most times
+		runtime.Gosched()
+	}
+	writing.Store(false)
+	p.work.Done()
+	if <-next {
+		t.Error("the next began while the last was writing")
 	}
 }
 
