@@ -354,6 +354,38 @@ func TestSwitchToPiecesAfterWrongBytes(t *testing.T) {
 	}
 }
 
+// The follower is about to read when metainfo comes: it must not hash what may be
+// overwritten from then on.
+func TestMetainfoOvertakesFollower(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	b := content(1, 600<<10)
+	m := metainfoOf(t, b)
+	a, err := s.openArrival(m.Digest(), m.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPartial(s, a) // the test is its follower
+	defer a.file.Close()
+	defer p.work.Wait()
+	if err := p.Append(b[:300<<10]); err != nil {
+		t.Fatal(err)
+	}
+	next, _, err := p.next()
+	if err != nil || next.n != 300<<10 {
+		t.Fatalf("next is %v, %v", next, err)
+	}
+	if err := p.SetMetainfo(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.feed(next); err != nil || p.hashed != 0 || p.fed != 0 {
+		t.Errorf("hashed %d bytes that are not verified, %v", p.hashed, err)
+	}
+	await(t, p.Checked())
+	if next, _, err = p.next(); err != nil || next.n != 256<<10 {
+		t.Errorf("next is %v, %v, want the first piece", next, err)
+	}
+}
+
 // writeChunks brings the blob as a swarm does: chunks, with garbage where a peer lies,
 // then a hash of what lies there.
 func writeChunks(t testing.TB, p *Partial, m *Metainfo, b []byte, lies bool) {
