@@ -7,7 +7,7 @@ import (
 )
 
 // errIdle is the error of a body that was ended for its silence.
-var errIdle = errors.New("no byte for 10s")
+var errIdle = errors.New("no byte comes any more")
 
 // idleBody is a response body that fails when nothing arrives for a while,
 // instead of waiting for as long as the connection stands.

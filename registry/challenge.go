@@ -33,18 +33,23 @@ func ParseChallenge(values []string) (c Challenge, ok bool) {
 			continue
 		}
 		for _, m := range challengeParam.FindAllStringSubmatch(params, -1) {
-			switch strings.ToLower(m[1]) {
-			case "realm":
-				c.Realm = m[2]
-			case "service":
-				c.Service = m[2]
-			case "scope":
-				c.Scope = m[2]
-			}
+			c.set(strings.ToLower(m[1]), m[2])
 		}
 		return c, c.Realm != ""
 	}
 	return Challenge{}, false
+}
+
+// set keeps the first value of each: what follows may be another challenge's.
+func (c *Challenge) set(key, value string) {
+	switch key {
+	case "realm":
+		c.Realm = orDefault(c.Realm, value)
+	case "service":
+		c.Service = orDefault(c.Service, value)
+	case "scope":
+		c.Scope = orDefault(c.Scope, value)
+	}
 }
 
 // Exchange asks the challenge's token server for a token. basic is an
@@ -52,6 +57,8 @@ func ParseChallenge(values []string) (c Challenge, ok bool) {
 // allows a token server without TLS. It returns the header that answers the
 // challenge and how long it holds.
 func (c Challenge) Exchange(ctx context.Context, client *http.Client, basic string, insecure bool) (authorization string, ttl time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	realm, err := c.realm(insecure)
 	if err != nil {
 		return "", 0, err
@@ -80,8 +87,8 @@ func (c Challenge) Exchange(ctx context.Context, client *http.Client, basic stri
 		return "", 0, fmt.Errorf("token server %s: %w", realm.Host, err)
 	}
 	token := orDefault(answer.Token, answer.AccessToken)
-	if token == "" {
-		return "", 0, fmt.Errorf("token server %s sent no token", realm.Host)
+	if token == "" || len(token) > maxToken {
+		return "", 0, fmt.Errorf("token server %s sent a token of %d bytes", realm.Host, len(token))
 	}
 	return "Bearer " + token, time.Duration(max(answer.ExpiresIn, 60)) * time.Second, nil
 }
@@ -123,8 +130,12 @@ type anonymousToken struct {
 	until         time.Time
 }
 
-// maxTokens bounds the repositories for which tokens are kept.
-const maxTokens = 4096
+const (
+	// maxTokens bounds the repositories for which tokens are kept.
+	maxTokens = 1024
+	// maxToken bounds a token in bytes. Registries take no longer headers.
+	maxToken = 16 << 10
+)
 
 func newAnonymousTokens(client *http.Client) *anonymousTokens {
 	return &anonymousTokens{client: client, tokens: make(map[Repository]anonymousToken)}

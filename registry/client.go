@@ -74,7 +74,8 @@ type Upstream interface {
 
 // ClientConfig says where a [Client] finds registries.
 type ClientConfig struct {
-	// Insecure lists the registries (HOST or HOST:PORT) that speak HTTP.
+	// Insecure lists the registries (HOST or HOST:PORT) that speak HTTP, and
+	// hosts without TLS to which the others may redirect.
 	Insecure []string
 	// Via sends all questions to a murder at this URL instead of to the
 	// registries; nil = to the registries themselves.
@@ -89,6 +90,7 @@ type Client struct {
 	cfg    ClientConfig
 	http   http.Client
 	tokens *anonymousTokens
+	idle   time.Duration // idleTimeout
 }
 
 var _ Upstream = (*Client)(nil)
@@ -99,7 +101,8 @@ func NewClient(cfg ClientConfig) *Client {
 	if transport == nil {
 		transport = Transport()
 	}
-	c := &Client{cfg: cfg, http: http.Client{Transport: transport, CheckRedirect: dropAuthorization}}
+	c := &Client{cfg: cfg, idle: idleTimeout}
+	c.http = http.Client{Transport: transport, CheckRedirect: c.redirect}
 	c.tokens = newAnonymousTokens(&c.http)
 	return c
 }
@@ -120,14 +123,21 @@ func Transport() *http.Transport {
 	}
 }
 
-// dropAuthorization follows redirects, to object storage for one, but takes
-// the puller's credentials only to where they were meant to go. net/http
-// would take them to other ports and subdomains as well.
-func dropAuthorization(req *http.Request, via []*http.Request) error {
+// redirect follows redirects, to object storage for one, but takes the
+// puller's credentials only to where they were meant to go. net/http would
+// take them to other ports and subdomains as well.
+//
+// From TLS it does not go to HTTP: any registry can be named in a request, and
+// one that redirects could read what speaks HTTP in our network, a cloud's
+// metadata for one.
+func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return errors.New("more than 10 redirects")
 	}
 	origin := via[0].URL
+	if origin.Scheme == "https" && req.URL.Scheme != "https" && !c.insecure(req.URL.Host) {
+		return fmt.Errorf("redirected to %s without TLS", req.URL.Host)
+	}
 	if req.URL.Host != origin.Host || req.URL.Scheme != origin.Scheme || via[len(via)-1].Header.Get("Authorization") == "" {
 		req.Header.Del("Authorization")
 	}
@@ -163,24 +173,28 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
-	body := newIdleBody(resp.Body, idleTimeout)
-	defer body.Close()
-	content, err := io.ReadAll(io.LimitReader(body, MaxManifest+1))
+	defer resp.Body.Close()
+	content, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1))
 	if err != nil {
 		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s: %w", repo, err)
 	}
 	if len(content) > MaxManifest {
 		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s has more than %d bytes", repo, MaxManifest)
 	}
+	var manifest struct {
+		SchemaVersion int
+		MediaType     string
+	}
+	parseErr := json.Unmarshal(content, &manifest)
 	d := digest.FromBytes(content)
 	if want, err := ParseDigest(ref); err == nil {
 		if d = want.Algorithm().FromBytes(content); d != want {
 			return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent bytes of digest %s", want, repo, d)
 		}
-	} else if !json.Valid(content) { // a login page, say
-		return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent what is no JSON", ref, repo)
+	} else if parseErr != nil || manifest.SchemaVersion == 0 && manifest.MediaType == "" { // a login page, say
+		return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent what is no manifest", ref, repo)
 	}
-	return ocispec.Descriptor{MediaType: mediaType(resp), Digest: d, Size: int64(len(content))}, content, nil
+	return ocispec.Descriptor{MediaType: cmp.Or(mediaType(resp), manifest.MediaType), Digest: d, Size: int64(len(content))}, content, nil
 }
 
 // StatBlob implements [Upstream]. Object storage behind a redirect may admit
@@ -207,31 +221,39 @@ func (c *Client) StatBlob(ctx context.Context, repo Repository, d digest.Digest,
 // headUnwelcome is true for answers that may be to the method rather than to
 // the question.
 func headUnwelcome(err error) bool {
-	e, ok := errors.AsType[*Error](err)
-	return ok && slices.Contains([]int{http.StatusMethodNotAllowed, http.StatusForbidden, http.StatusNotImplemented}, e.Status)
+	return hasStatus(err, http.StatusMethodNotAllowed, http.StatusForbidden, http.StatusNotImplemented)
 }
 
 // GetBlob implements [Upstream].
 func (c *Client) GetBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (io.ReadCloser, int64, error) {
-	var header http.Header
-	if off > 0 {
-		header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}}
-	}
-	resp, err := c.do(ctx, http.MethodGet, repo, "blobs/"+d.String(), nil, header, authorization)
+	resp, err := c.getBlob(ctx, repo, d, off, authorization)
 	if err != nil {
 		return nil, 0, err
 	}
-	body := newIdleBody(resp.Body, idleTimeout)
 	size, err := wholeSize(resp, off)
 	if err == nil && off > 0 && resp.StatusCode != http.StatusPartialContent {
 		// A registry without ranges: what we have is read past.
-		_, err = io.CopyN(io.Discard, body, off)
+		_, err = io.CopyN(io.Discard, resp.Body, off)
 	}
 	if err != nil {
-		body.Close()
+		resp.Body.Close()
 		return nil, 0, Unavailable("blob %s of %s from byte %d: %w", d, repo, off, err)
 	}
-	return body, size, nil
+	return resp.Body, size, nil
+}
+
+// getBlob asks for the section from off on, or for all of a blob where a
+// registry has no such ranges: go-containerregistry's knows only closed ones.
+func (c *Client) getBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (*http.Response, error) {
+	end := "blobs/" + d.String()
+	if off > 0 {
+		header := http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}}
+		resp, err := c.do(ctx, http.MethodGet, repo, end, nil, header, authorization)
+		if !hasStatus(err, http.StatusRequestedRangeNotSatisfiable) {
+			return resp, err
+		}
+	}
+	return c.do(ctx, http.MethodGet, repo, end, nil, nil, authorization)
 }
 
 // wholeSize is the size of the content that resp holds from byte off on.
@@ -262,6 +284,7 @@ func (c *Client) Ask(ctx context.Context, path string, repo Repository, query ur
 	query.Set("ns", repo.Host)
 	query.Set("repo", repo.Name)
 	u := c.cfg.Via.JoinPath(path)
+	u.User = nil // net/http would send it in the place of the puller's
 	u.RawQuery = query.Encode()
 	return c.get(ctx, http.MethodGet, u.String(), repo, nil, authorization)
 }
@@ -294,17 +317,29 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	if err != nil {
 		return nil, Unavailable("%s is %w: %w", c.party(repo.Host), ErrUnreachable, stripURL(err))
 	}
-	if resp.StatusCode/100 == 2 {
+	resp.Body = newIdleBody(resp.Body, c.idle)
+	success := resp.StatusCode/100 == 2
+	if success && !isPage(resp) {
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if success {
+		return nil, Unavailable("%s answered with a web page", c.party(repo.Host))
+	}
 	if c.cfg.Via != nil && resp.Header.Get(UpstreamHeader) == "" {
 		return nil, Unavailable("%s answered %s of its own", c.party(repo.Host), resp.Status)
 	}
-	if resp.StatusCode >= 500 || resp.StatusCode/100 == 3 {
+	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented || resp.StatusCode/100 == 3 {
 		return nil, Unavailable("%s answered %s", c.party(repo.Host), resp.Status)
 	}
-	return nil, verdict(resp, repo)
+	return nil, c.verdict(resp, repo)
+}
+
+// isPage tells the login page of a sign-on proxy, which answers 200 to
+// everything, from a registry's answer. An HTML file that is a blob comes with
+// its digest where the registry guesses types, and as octets elsewhere.
+func isPage(resp *http.Response) bool {
+	return mediaType(resp) == "text/html" && resp.Header.Get("Docker-Content-Digest") == ""
 }
 
 func (c *Client) url(repo Repository, end string, query url.Values) string {
@@ -345,8 +380,9 @@ func apiHost(host string) string {
 	return host
 }
 
-// verdict makes the registry's refusal ready to be relayed.
-func verdict(resp *http.Response, repo Repository) *Error {
+// verdict makes the registry's refusal ready to be relayed. Its words must
+// come within the idle time, all of them.
+func (c *Client) verdict(resp *http.Response, repo Repository) *Error {
 	e := &Error{Status: resp.StatusCode, Header: http.Header{}, Code: codeFor(resp.StatusCode)}
 	e.Message = fmt.Sprintf("registry %s answered %s for %s", repo.Host, resp.Status, cmp.Or(repo.Name, "/v2/"))
 	for _, key := range []string{"Www-Authenticate", "Retry-After", "Content-Range"} {
@@ -355,7 +391,8 @@ func verdict(resp *http.Response, repo Repository) *Error {
 		}
 	}
 	e.Header.Set(UpstreamHeader, repo.Host)
-	body, err := io.ReadAll(io.LimitReader(newIdleBody(resp.Body, idleTimeout), maxErrorBody))
+	defer time.AfterFunc(c.idle, func() { resp.Body.Close() }).Stop()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil && t == "application/json" && len(body) > 0 {
 		e.Body = body
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 )
 
@@ -62,16 +63,17 @@ func Refused(err error) bool {
 }
 
 // Unauthorized is true for a 401.
-func Unauthorized(err error) bool {
+func Unauthorized(err error) bool { return hasStatus(err, http.StatusUnauthorized) }
+
+func hasStatus(err error, statuses ...int) bool {
 	e, ok := errors.AsType[*Error](err)
-	return ok && e.Status == http.StatusUnauthorized
+	return ok && slices.Contains(statuses, e.Status)
 }
 
 // turnedAway is true for a verdict on the caller: not logged in, or not
 // allowed. Some registries say 403 to a token that is not theirs.
 func turnedAway(err error) bool {
-	e, ok := errors.AsType[*Error](err)
-	return ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden)
+	return hasStatus(err, http.StatusUnauthorized, http.StatusForbidden)
 }
 
 // WriteError sends err in the protocol's JSON form. What is not an [*Error]
