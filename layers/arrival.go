@@ -192,6 +192,9 @@ func (s *Store) create(d digest.Digest, size int64) (*arrival, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := reserve(f, size); err != nil {
+		return nil, errors.Join(err, f.Close(), remove(f.Name()))
+	}
 	return newArrival(d, size, f), nil
 }
 

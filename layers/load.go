@@ -24,6 +24,9 @@ func (s *Store) load() error {
 	if err := s.makeLayout(); err != nil {
 		return err
 	}
+	if err := s.lockDir(); err != nil {
+		return err
+	}
 	if err := s.loadBlobs(); err != nil {
 		return err
 	}
@@ -37,6 +40,22 @@ func (s *Store) load() error {
 	s.index, err = openIndex(filepath.Join(s.dir, ocispec.ImageIndexFile), s.partialDir(), s.log,
 		func(d digest.Digest) bool { _, ok := s.blobs[d]; return ok })
 	return err
+}
+
+// errLocked is the error of a folder that another store has open.
+var errLocked = errors.New("in use by another process")
+
+// lockDir keeps a second daemon from evicting under this one.
+func (s *Store) lockDir() error {
+	f, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	if err := lock(f); err != nil {
+		return fmt.Errorf("%s: %w", s.dir, errors.Join(err, f.Close()))
+	}
+	s.locked = f
+	return nil
 }
 
 // makeLayout makes what a layout has besides blobs, as far as it is missing: on a full

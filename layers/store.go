@@ -67,6 +67,7 @@ type Store struct {
 	log     *slog.Logger
 	onEvict func(digest.Digest)
 	index   *index
+	locked  *os.File // held open while the folder is ours; nil if it could not be
 
 	// Callers who need the same work done on a digest share it.
 	opening, hashing singleflight.Group
@@ -124,6 +125,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		s.log = slog.Default()
 	}
 	if err := s.load(); err != nil {
+		s.unlock()
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s.running.Go(func() { s.index.run(s.stop) })
@@ -290,7 +292,15 @@ func (s *Store) Close() error {
 		close(s.stop)
 	}
 	s.running.Wait()
+	defer s.unlock()
 	return s.index.write()
+}
+
+// unlock lets another process open the folder.
+func (s *Store) unlock() {
+	if s.locked != nil {
+		s.locked.Close()
+	}
 }
 
 func (s *Store) partialDir() string { return filepath.Join(s.dir, "partial") }

@@ -520,3 +520,22 @@ func BenchmarkOpenStore(b *testing.B) {
 		s.Close()
 	}
 }
+
+func TestTwoStoresOnOneFolder(t *testing.T) {
+	dir := t.TempDir()
+	first, err := OpenStore(StoreConfig{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenStore(StoreConfig{Dir: dir}); !errors.Is(err, errLocked) {
+		t.Errorf("second OpenStore = %v, want %v", err, errLocked)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenStore(StoreConfig{Dir: dir})
+	if err != nil {
+		t.Fatalf("OpenStore after Close = %v", err)
+	}
+	again.Close()
+}

@@ -1,0 +1,64 @@
+package layers
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// Values of lseek(2)'s whence, and a mode of fallocate(2).
+const (
+	seekData = 3
+	seekHole = 4
+
+	fallocKeepSize = 1
+)
+
+// dataAfter returns the first run [from, to) of f at or after off that may hold data;
+// ok is false when only a hole follows. Where the file system cannot tell holes, all
+// is data.
+func dataAfter(f *os.File, off int64) (from, to int64, ok bool, err error) {
+	from, err = f.Seek(off, seekData)
+	if errors.Is(err, syscall.ENXIO) {
+		return 0, 0, false, nil
+	}
+	if err != nil {
+		return 0, 0, false, err
+	}
+	to, err = f.Seek(from, seekHole)
+	return from, to, err == nil, err
+}
+
+// allocated returns the bytes a file takes on disk, which for a sparse one is less
+// than its size.
+func allocated(fi fs.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return min(fi.Size(), st.Blocks*512) // 512 whatever the block size: stat(2)
+	}
+	return fi.Size()
+}
+
+// reserve takes the blocks that size bytes of f need, so that a disk which is too full
+// says so before a client has been promised the blob. f's length stays what it is.
+// Where the file system cannot, nothing is reserved.
+func reserve(f *os.File, size int64) error {
+	if size == 0 {
+		return nil
+	}
+	err := syscall.Fallocate(int(f.Fd()), fallocKeepSize, 0, size)
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
+		return nil
+	}
+	return os.NewSyscallError("fallocate", err)
+}
+
+// lock takes f for this process, until f is closed. It returns errLocked when another
+// process has it.
+func lock(f *os.File) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return errLocked
+	}
+	return os.NewSyscallError("flock", err)
+}
