@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"testing"
+
+	digest "github.com/opencontainers/go-digest"
 )
 
 // aria2 is a BitTorrent client that is not ours, downloading one torrent and
@@ -31,28 +33,24 @@ func startAria2(t testing.TB, cfg aria2Config) *aria2 {
 	a := &aria2{dir: filepath.Join(root, "downloads")}
 	a.process = startProcess(t, processConfig{Args: []string{program(t, "aria2c"), "--no-conf", "--dir", a.dir,
 		"--listen-port=30000-60000", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--enable-peer-exchange=false",
-		"--bt-tracker=" + cfg.Tracker, "--bt-tracker-timeout=10", "--seed-ratio=0.0", "--file-allocation=none", "--check-integrity=true",
-		"--summary-interval=0", "--enable-color=false", "--console-log-level=notice", "--log=-", "--log-level=notice", torrent,
+		"--bt-tracker=" + cfg.Tracker, "--bt-tracker-timeout=10", "--seed-ratio=0.0", "--file-allocation=none", "--disk-cache=0", "--check-integrity=true",
+		"--summary-interval=0", "--enable-color=false", "--show-console-readout=false", "--console-log-level=error", "--log=-", "--log-level=info", torrent,
 	}})
 	return a
 }
 
-// aria2Done is what aria2c says once every piece is there and right.
-var aria2Done = regexp.MustCompile(`(?i)download complete|Seeding`)
-
-// waitDone waits for the download and returns its bytes.
-func (a *aria2) waitDone(t testing.TB) []byte {
+// waitDone waits until the file aria2 writes is the blob.
+func (a *aria2) waitDone(t testing.TB, blob digest.Digest) {
 	t.Helper()
-	a.waitLine(t, "the download's end", func(line string) bool {
-		return aria2Done.MatchString(strings.ReplaceAll(line, "\r", ""))
+	a.waitUntil(t, "the download's end", func() error {
+		files, err := filepath.Glob(filepath.Join(a.dir, "sha256-*"))
+		if err != nil || len(files) == 0 {
+			return errors.Join(err, errNotYet)
+		}
+		content, err := os.ReadFile(files[0]) // a second one would be its control file
+		if err == nil && digest.FromBytes(content) != blob {
+			err = fmt.Errorf("%d bytes, not yet the blob: %w", len(content), errNotYet)
+		}
+		return err
 	})
-	files, err := filepath.Glob(filepath.Join(a.dir, "*"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("aria2 wrote %q, %v, want one file", files, err)
-	}
-	content, err := os.ReadFile(files[0]) // a second one would be its control file
-	if err != nil {
-		t.Fatal(err)
-	}
-	return content
 }

@@ -14,6 +14,7 @@
 // their own, so their mounts vanish with their last process; the harness
 // enters that namespace with nsenter where it has to look at them.
 //
-// A test that needs a program, or root, which the machine lacks is skipped
+// What the programs print goes to the log of a test that fails, or of every
+// test with INTEGRATION_LOGS=1. A test that needs a program, or root, which the machine lacks is skipped
 // with the missing thing's name; `make test` counts those.
 package integration

@@ -278,9 +278,7 @@ func TestMirrorIsKilledInMidPull(t *testing.T) {
 		}
 		defer body.Close()
 		held.wait(t)
-		if _, err := io.CopyN(io.Discard, body, blob.Size/4); err != nil {
-			t.Fatal(err)
-		}
+		m.waitReceived(t, float64(blob.Size/2-1)) // all that was sent before the hold
 		m.Kill()
 		held.Release()
 		f.Registry.Forget()
@@ -290,7 +288,7 @@ func TestMirrorIsKilledInMidPull(t *testing.T) {
 			t.Fatal(err)
 		}
 		if sent := f.Registry.BlobBytes(); sent > blob.Size*3/4 {
-			t.Errorf("the registry sent %d bytes of %d again, though a quarter or more was there", sent, blob.Size)
+			t.Errorf("the registry sent %d bytes of %d again, though half was there", sent, blob.Size)
 		}
 	})
 	t.Run("from the swarm", func(t *testing.T) {

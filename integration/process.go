@@ -85,7 +85,7 @@ func startProcess(t testing.TB, cfg processConfig) *process {
 		if strings.Contains(p.output.String(), dataRace) {
 			t.Errorf("%s has a data race", p.name)
 		}
-		if t.Failed() {
+		if t.Failed() || os.Getenv("INTEGRATION_LOGS") != "" {
 			t.Logf("output of %s:\n%s", p.name, p.output.String())
 		}
 	})
