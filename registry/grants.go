@@ -6,6 +6,8 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -80,18 +82,11 @@ func (g *Grants) Admit(ctx context.Context, authorization string, c Content, ask
 	if g.known(who, c, g.ttl) {
 		return nil
 	}
-	// The shared question must not die with the first who asked it.
-	asked := g.asks.DoChan(string(who[:])+c.Repo.String()+c.Digest.String(), func() (any, error) {
-		return nil, ask(context.WithoutCancel(ctx))
-	})
-	var err error
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case answer := <-asked:
-		err = answer.Err
-	}
+	question := g.question(Request{Repo: c.Repo, Authorization: authorization}) + "/" + strconv.Itoa(int(c.Kind)) + "@" + c.Digest.String()
+	_, err := share(ctx, &g.asks, question, func(ctx context.Context) (struct{}, error) { return struct{}{}, ask(ctx) })
 	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
 	case err == nil:
 		g.Record(authorization, c)
 		g.answered("granted")
@@ -114,7 +109,7 @@ func (g *Grants) AdmitBlob(ctx context.Context, up Upstream, req Request, size i
 	return g.Admit(ctx, req.Authorization, Content{req.Repo, Blob, req.Digest}, func(ctx context.Context) error {
 		said, err := up.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
 		if err == nil && said != size {
-			return Unavailable("registry %s: blob %s has %d bytes there, %d here", req.Repo.Host, req.Digest, said, size)
+			return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s has %d bytes there, %d here", req.Repo.Host, req.Digest, said, size)
 		}
 		return err
 	})
@@ -146,7 +141,7 @@ func (g *Grants) known(who caller, c Content, age time.Duration) bool {
 func (g *Grants) forget(who caller, c Content, refusal error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if refusal.(*Error).Status == 404 {
+	if refusal.(*Error).Status == http.StatusNotFound {
 		g.members.remove(c)
 		return
 	}
@@ -157,6 +152,12 @@ func (g *Grants) answered(result string) {
 	if g.OnAnswer != nil {
 		g.OnAnswer(result)
 	}
+}
+
+// question is a key for questions about a repository by one caller.
+func (g *Grants) question(req Request) string {
+	who := g.caller(req.Authorization)
+	return string(who[:]) + req.Repo.String()
 }
 
 func (g *Grants) caller(authorization string) (c caller) {

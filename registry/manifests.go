@@ -29,7 +29,8 @@ type Manifests struct {
 	TagTTL time.Duration
 	Log    *slog.Logger
 
-	asks singleflight.Group
+	asks    singleflight.Group // about tags
+	fetches singleflight.Group // of manifests
 
 	mu   sync.Mutex // guards tags
 	tags map[tagged]resolved
@@ -86,7 +87,16 @@ func (m *Manifests) byDigest(ctx context.Context, req Request, d digest.Digest) 
 		})
 		return desc, content, err
 	}
-	return m.fetch(ctx, req, d.String())
+	fetched, err := share(ctx, &m.fetches, m.Grants.question(req)+"@"+d.String(), func(ctx context.Context) (manifest, error) {
+		desc, content, err := m.fetch(ctx, req, d.String())
+		return manifest{desc, content}, err
+	})
+	return fetched.desc, fetched.content, err
+}
+
+type manifest struct {
+	desc    ocispec.Descriptor
+	content []byte
 }
 
 func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec.Descriptor, []byte, error) {
@@ -112,24 +122,18 @@ func (m *Manifests) resolve(ctx context.Context, req Request) (ocispec.Descripto
 	if last, ok := m.last(key); ok && time.Since(last.at) < m.TagTTL && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.ttl) {
 		return last.desc, nil
 	}
-	who := m.Grants.caller(req.Authorization)
-	asked := m.asks.DoChan(string(who[:])+req.Repo.String()+":"+req.Tag, func() (any, error) {
-		return m.ask(context.WithoutCancel(ctx), req)
+	desc, err := share(ctx, &m.asks, m.Grants.question(req)+":"+req.Tag, func(ctx context.Context) (ocispec.Descriptor, error) {
+		return m.ask(ctx, req)
 	})
-	select {
-	case <-ctx.Done():
-		return ocispec.Descriptor{}, ctx.Err()
-	case answer := <-asked:
-		if answer.Err == nil {
-			return answer.Val.(ocispec.Descriptor), nil
-		}
-		last, ok := m.last(key)
-		if ok && !Refused(answer.Err) && time.Since(last.at) < m.Grants.grace && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {
-			m.Log.Warn("tag served as last seen", "ref", req.Repo.String()+":"+req.Tag, "digest", last.desc.Digest, "err", answer.Err)
-			return last.desc, nil
-		}
-		return ocispec.Descriptor{}, answer.Err
+	if err == nil || Refused(err) || ctx.Err() != nil {
+		return desc, err
 	}
+	last, ok := m.last(key)
+	if !ok || time.Since(last.at) >= m.Grants.grace || !m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {
+		return desc, err
+	}
+	m.Log.Warn("tag served as last seen", "ref", req.Repo.String()+":"+req.Tag, "digest", last.desc.Digest, "err", err)
+	return last.desc, nil
 }
 
 // ask puts the question about a tag to the upstream. Some registries do not
