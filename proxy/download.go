@@ -264,7 +264,7 @@ func (d *download) bySwarm(ctx context.Context) error {
 		return errSkip
 	}
 	if d.partial.Size() < layers.SmallBlob {
-		d.why = whySmall
+		d.why = whySmall // the way to come says so
 		return errSkip
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -350,6 +350,7 @@ func (d *download) bySeeder(ctx context.Context) error {
 			return errMetainfo
 		}
 		d.why = whyCold
+		d.mirror.ledger.Way(d.partial.Digest(), "seeder", d.why)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -21,7 +21,13 @@ const (
 	bodySilence  = time.Second            // in mid-body
 )
 
-var errHangs = fmt.Errorf("%w: it hangs", registry.ErrUnreachable)
+var errHangs error = hangs{}
+
+// hangs is a way of not being reachable.
+type hangs struct{}
+
+func (hangs) Error() string        { return "it does not answer any more" }
+func (hangs) Is(target error) bool { return target == registry.ErrUnreachable }
 
 // patience is the http.RoundTripper to a seeder.
 type patience struct {
