@@ -71,7 +71,8 @@ type Mirror struct {
 	shared    *layers.Shared
 	suspects  suspects
 	ledger    *layers.Ledger
-	mux       *http.ServeMux
+	pulls     *registry.Handler
+	mux       *http.ServeMux // of all else
 }
 
 // Open returns a Mirror that works until ctx ends.
@@ -82,14 +83,20 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 	m.upstream = &failover{m.seeders, cfg.Registries, m.fellBack}
 	m.manifests = &registry.Manifests{Upstream: m.upstream, Store: cfg.Store, Grants: m.grants, Log: cfg.Log}
 	m.shared = layers.NewShared(cfg.Store, cfg.Swarm, m.seeders.trackers(), cfg.Log)
+	m.pulls = &registry.Handler{Backend: m, DefaultHost: cfg.DefaultRegistry, Sent: m.ledger.Served, Log: cfg.Log}
 	m.mux = http.NewServeMux()
-	m.mux.Handle("/v2/", &registry.Handler{Backend: m, DefaultHost: cfg.DefaultRegistry, Sent: m.ledger.Served, Log: cfg.Log})
 	m.mux.HandleFunc("POST /v1/prefetch", m.servePrefetch)
 	return m
 }
 
 // ServeHTTP implements http.Handler.
-func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.mux.ServeHTTP(w, r) }
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if registry.IsPull(r.URL.Path) {
+		m.pulls.ServeHTTP(w, r)
+		return
+	}
+	m.mux.ServeHTTP(w, r)
+}
 
 // Run shares what the cache holds already.
 func (m *Mirror) Run(ctx context.Context) error { return m.shared.All(ctx) }

@@ -383,7 +383,7 @@ func apiHost(host string) string {
 // verdict makes the registry's refusal ready to be relayed. Its words must
 // come within the idle time, all of them.
 func (c *Client) verdict(resp *http.Response, repo Repository) *Error {
-	e := &Error{Status: resp.StatusCode, Header: http.Header{}, Code: codeFor(resp.StatusCode)}
+	e := &Error{Status: resp.StatusCode, Header: http.Header{}, Code: codeFor(resp.StatusCode, resp.Request.URL.Path)}
 	e.Message = fmt.Sprintf("registry %s answered %s for %s", repo.Host, resp.Status, cmp.Or(repo.Name, "/v2/"))
 	for _, key := range []string{"Www-Authenticate", "Retry-After", "Content-Range"} {
 		if values := resp.Header.Values(key); len(values) > 0 {
@@ -399,14 +399,22 @@ func (c *Client) verdict(resp *http.Response, repo Repository) *Error {
 	return e
 }
 
-func codeFor(status int) string {
+// codeFor is the code for a refusal that brings no words of its own, as the
+// answer to HEAD never does.
+func codeFor(status int, path string) string {
 	switch status {
 	case http.StatusUnauthorized:
 		return CodeUnauthorized
 	case http.StatusForbidden:
 		return CodeDenied
 	case http.StatusNotFound:
-		return "NAME_UNKNOWN"
+		switch {
+		case strings.Contains(path, "/manifests/"):
+			return CodeManifestUnknown
+		case strings.Contains(path, "/blobs/"):
+			return CodeBlobUnknown
+		}
+		return CodeNameUnknown
 	case http.StatusTooManyRequests:
 		return CodeTooManyRequests
 	}

@@ -316,7 +316,7 @@ func TestVerdicts(t *testing.T) {
 		{400, true, CodeUnsupported},
 		{401, true, CodeUnauthorized},
 		{403, true, CodeDenied},
-		{404, true, "NAME_UNKNOWN"},
+		{404, true, CodeManifestUnknown},
 		{429, true, CodeTooManyRequests},
 		{500, false, CodeUnavailable},
 		{502, false, CodeUnavailable},

@@ -18,6 +18,7 @@ const (
 	CodeDigestInvalid   = "DIGEST_INVALID"
 	CodeManifestUnknown = "MANIFEST_UNKNOWN"
 	CodeNameInvalid     = "NAME_INVALID"
+	CodeNameUnknown     = "NAME_UNKNOWN"
 	CodeTooManyRequests = "TOOMANYREQUESTS"
 	CodeUnauthorized    = "UNAUTHORIZED"
 	CodeUnsupported     = "UNSUPPORTED"
@@ -68,6 +69,12 @@ func Unauthorized(err error) bool { return hasStatus(err, http.StatusUnauthorize
 func hasStatus(err error, statuses ...int) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && slices.Contains(statuses, e.Status)
+}
+
+// decided is true for an answer to the question whether the caller may have
+// what they ask for. To be told to ask later is none.
+func decided(err error) bool {
+	return Refused(err) && !hasStatus(err, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests)
 }
 
 // turnedAway is true for a verdict on the caller: not logged in, or not

@@ -65,6 +65,11 @@ var (
 // maxName is the length in bytes that registries agree to bear in a name.
 const maxName = 255
 
+// IsPull tells whether a path belongs to this API. It is to be asked before an
+// http.ServeMux is, which would redirect paths that it finds unclean, where the
+// spec wants an error.
+func IsPull(path string) bool { return path == "/v2" || strings.HasPrefix(path, "/v2/") }
+
 // Parse reads a pull request to /v2/. The registry is the ns parameter's,
 // else the first component of the path when it is a host, else defaultHost.
 // Every error is an [*Error] ready to be sent.

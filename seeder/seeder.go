@@ -52,8 +52,8 @@ type Seeder struct {
 	origin  *origin
 	shared  *layers.Shared
 	tracker *tracker.Tracker
-	mux     *http.ServeMux
 	pulls   *registry.Handler
+	mux     *http.ServeMux // of all else
 }
 
 // Open returns a Seeder that works until ctx ends; Run runs what goes on
@@ -78,11 +78,16 @@ func (s *Seeder) routes() {
 	s.mux.HandleFunc("GET /v1/torrents/{digest}", s.serveTorrent)
 	s.mux.HandleFunc("GET /announce", s.tracker.ServeAnnounce)
 	s.mux.HandleFunc("GET /scrape", s.tracker.ServeScrape)
-	s.mux.Handle("/v2/", s.pulls)
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if registry.IsPull(r.URL.Path) {
+		s.pulls.ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
 
 // Run seeds what the store holds already and keeps the tracker, until ctx
 // ends.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -158,9 +157,7 @@ func (d *daemon) close() {
 	}
 }
 
-// routes adds what both daemons answer to a daemon's own. It is no ServeMux
-// around everything, since that would redirect paths under /v2/ which it
-// finds unclean, where the protocol wants an error.
+// routes adds what both daemons answer to a daemon's own.
 func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	for _, path := range []string{"GET /livez", "GET /readyz", "GET /healthz"} {
@@ -171,7 +168,7 @@ func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
 	mux.HandleFunc("GET /v1/status", status)
 	mux.Handle("/", p)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
+		if registry.IsPull(r.URL.Path) {
 			p.ServeHTTP(w, r)
 			return
 		}
