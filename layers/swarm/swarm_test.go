@@ -152,7 +152,7 @@ func TestPiecesFromElsewhereEndTheFetch(t *testing.T) {
 }
 
 // badContent serves a blob of which every byte is wrong.
-type badContent struct{ noStorage }
+type badContent struct{}
 
 func (badContent) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
 	return storage.TorrentImpl{
@@ -177,6 +177,7 @@ func badPeer(t *testing.T, m *layers.Metainfo) netip.AddrPort {
 	t.Helper()
 	cfg := torrent.TestingConfig(t)
 	cfg.Seed, cfg.DisableUTP, cfg.DisableIPv6 = true, true, true
+	cfg.MaxAllocPeerRequestDataPerConn = 1 << 20
 	cfg.Slogger = testLog(t)
 	cl, err := torrent.NewClient(cfg)
 	if err != nil {
@@ -351,7 +352,13 @@ func TestDropAndCloseLeaveNothing(t *testing.T) {
 	}
 	seeder := &host{h, testStore(t)}
 	m := seeder.share(t, blob, tr.url)
-	seeder.share(t, blob, tr.url) // twice is no error
+	again, err := seeder.store.Open(m.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := seeder.Share(t.Context(), m, again, []string{tr.url}); err != nil {
+		t.Errorf("Share a second time = %v", err)
+	}
 	if n := seeder.Stats().Active; n != 1 {
 		t.Errorf("%d swarms, want one", n)
 	}

@@ -25,8 +25,8 @@ func TestIdentityIsReadBack(t *testing.T) {
 func TestAliases(t *testing.T) {
 	b := newBook()
 	x, y := netip.MustParseAddrPort("10.0.0.1:7081"), netip.MustParseAddrPort("10.0.0.1:7082")
-	if b.dialable(x) != b.dialable(x) {
-		t.Error("two aliases for one peer")
+	if first, again := b.dialable(x), b.dialable(x); first != again {
+		t.Errorf("two aliases for one peer: %v and %v", first, again)
 	}
 	if b.dialable(x).String() == b.dialable(y).String() {
 		t.Error("peers behind one IP share an alias: a ban would hit both")
