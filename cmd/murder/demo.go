@@ -107,7 +107,7 @@ func (d *demo) heedSignals(ctx context.Context) (context.Context, func()) {
 		for n := 1; ; n++ {
 			select {
 			case s := <-signals:
-				cancel(fmt.Errorf("stopped by a signal: %s", s))
+				cancel(fmt.Errorf("%s signal received", s))
 				if n > 1 {
 					d.children.kill()
 				}
@@ -128,9 +128,6 @@ func (d *demo) heedSignals(ctx context.Context) (context.Context, func()) {
 func (d *demo) show(ctx context.Context) (*demoReport, error) {
 	img, err := d.image(ctx)
 	if err != nil {
-		return nil, err
-	}
-	if err := d.checkSpace(img.size()); err != nil {
 		return nil, err
 	}
 	if d.registry, err = newDemoRegistry(filepath.Join(d.dir, "registry")); err != nil {

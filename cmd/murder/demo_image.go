@@ -48,6 +48,9 @@ func (i *demoImage) size() int64 {
 // image takes the image that the user names, or makes one.
 func (d *demo) image(ctx context.Context) (*demoImage, error) {
 	if d.source == "" {
+		if err := d.checkSpace(d.size); err != nil {
+			return nil, err
+		}
 		return makeImage(ctx, d.size)
 	}
 	img, err := openImage(d.source, filepath.Join(d.dir, "unpacked"))
@@ -58,7 +61,7 @@ func (d *demo) image(ctx context.Context) (*demoImage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", d.source, err)
 	}
-	return taken, nil
+	return taken, d.checkSpace(taken.size())
 }
 
 // layerShares are the parts of an image that its layers have, in percent: a large base, dependencies, and less and less above them.

@@ -35,10 +35,7 @@ type demoPull struct {
 
 func (p *demoPull) run(ctx context.Context, shown progress) error {
 	p.start = time.Now()
-	shown.event(p.host, prefetchEvent{
-		Event: "resolved", Image: demoRepository, Digest: digest.FromBytes(p.image.manifest).String(),
-		Blobs: len(p.image.blobs), Bytes: p.image.size(),
-	})
+	p.show(shown)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -76,9 +73,13 @@ func (p *demoPull) watch(ctx context.Context, cancel context.CancelCauseFunc, sh
 				cancel(fmt.Errorf("no byte has come for %s, after %s", pullIdle, bytesText(done)))
 				return
 			}
-			shown.event(p.host, prefetchEvent{Event: "progress", Image: demoRepository, BytesDone: done, Bytes: p.image.size()})
+			p.show(shown)
 		}
 	}
+}
+
+func (p *demoPull) show(shown progress) {
+	shown.event(p.host, prefetchEvent{Event: "progress", Image: demoRepository, BytesDone: p.done.Load(), Bytes: p.image.size()})
 }
 
 func (p *demoPull) pull(ctx context.Context) error {

@@ -33,8 +33,8 @@ type demoRegistry struct {
 	server *http.Server
 	ended  chan struct{} // closed when server has ended
 
-	mu    sync.Mutex // guards asked
-	asked map[string]*asked
+	mu   sync.Mutex // guards sent
+	sent demoUpstream
 }
 
 // asked is how often a blob or manifest was read, and the bytes sent for it.
@@ -56,8 +56,8 @@ func newDemoRegistry(dir string) (*demoRegistry, error) {
 		dir:   dir,
 		inner: registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(dir)), registry.Logger(log.New(io.Discard, "", 0))),
 		ended: make(chan struct{}),
-		asked: make(map[string]*asked),
 	}
+	r.reset()
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(r.ended)
@@ -78,11 +78,12 @@ func (r *demoRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.inner.ServeHTTP(w, req)
 		return
 	}
+	isBlob := strings.HasSuffix(dir, "/blobs")
 	cw := &countingWriter{ResponseWriter: w}
-	if !strings.HasSuffix(dir, "/blobs") || !r.serveBlob(cw, req, name) {
+	if !isBlob || !r.serveBlob(cw, req, name) {
 		r.inner.ServeHTTP(cw, req)
 	}
-	r.count(name, cw.n)
+	r.count(isBlob, name, cw.n)
 }
 
 // serveBlob sends a blob if it is here.
@@ -102,34 +103,32 @@ func (r *demoRegistry) serveBlob(w http.ResponseWriter, req *http.Request, name 
 	return true
 }
 
-func (r *demoRegistry) count(name string, n int64) {
+func (r *demoRegistry) count(isBlob bool, name string, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.asked[name] == nil {
-		r.asked[name] = &asked{}
+	parts := r.sent.Manifests
+	if isBlob {
+		parts = r.sent.Blobs
 	}
-	r.asked[name].Requests++
-	r.asked[name].Bytes += n
+	parts[name] = parts[name].plus(n)
+	r.sent.asked = r.sent.plus(n)
 }
+
+// plus is one request more, and n bytes.
+func (a asked) plus(n int64) asked { return asked{a.Requests + 1, a.Bytes + n} }
 
 // reset forgets what was counted.
 func (r *demoRegistry) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.asked)
+	r.sent = demoUpstream{Blobs: make(map[string]asked), Manifests: make(map[string]asked)}
 }
 
-// counted returns what was asked for: blobs and manifests by digest or tag, and the sum.
-func (r *demoRegistry) counted() (parts map[string]asked, sum asked) {
+// counted returns what was asked for; nobody asks any more.
+func (r *demoRegistry) counted() demoUpstream {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	parts = make(map[string]asked, len(r.asked))
-	for name, a := range r.asked {
-		parts[name] = *a
-		sum.Requests += a.Requests
-		sum.Bytes += a.Bytes
-	}
-	return parts, sum
+	return r.sent
 }
 
 // countingWriter counts a response's body, whichever way the bytes go.

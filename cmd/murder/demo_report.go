@@ -22,14 +22,30 @@ type demoReport struct {
 		Received  sources `json:"received"`
 		SentPeers int64   `json:"sent_to_peers"` // bytes over BitTorrent
 	} `json:"seeder"`
-	Registry struct {
-		asked
-		Parts map[string]asked `json:"parts"` // by digest or tag
-	} `json:"registry"`
-	DirectBytes  int64   `json:"direct_bytes"` // what the registry would have sent had every host pulled from it
-	SavedPercent float64 `json:"saved_percent"`
-	PullMS       int64   `json:"pull_ms"` // until the last host was done
-	TookMS       int64   `json:"took_ms"` // of the whole demo
+	Registry     demoUpstream `json:"registry"`
+	DirectBytes  int64        `json:"direct_bytes"` // what the registry would have sent had every host pulled from it
+	SavedPercent float64      `json:"saved_percent"`
+	PullMS       int64        `json:"pull_ms"` // until the last host was done
+	TookMS       int64        `json:"took_ms"` // of the whole demo
+}
+
+// demoUpstream is what the registry was asked for.
+type demoUpstream struct {
+	asked
+	Blobs     map[string]asked `json:"blobs"`     // by digest
+	Manifests map[string]asked `json:"manifests"` // by digest or tag
+}
+
+// oftenText says how often blobs were asked for.
+func (u demoUpstream) oftenText() string {
+	n := 0
+	for _, a := range u.Blobs {
+		n += a.Requests
+	}
+	if n == len(u.Blobs) {
+		return "each blob once"
+	}
+	return fmt.Sprintf("in %d requests for %d blobs", n, len(u.Blobs))
 }
 
 // demoHost is one host's pull.
@@ -66,7 +82,7 @@ func (d *demo) report(ctx context.Context, img *demoImage, seeder *child, mirror
 		return nil, err
 	}
 	r.Seeder.Received, r.Seeder.SentPeers = s.Totals.Received, s.Totals.Sent.Peer
-	r.Registry.Parts, r.Registry.asked = d.registry.counted()
+	r.Registry = d.registry.counted()
 	r.DirectBytes = img.size() * int64(len(mirrors))
 	r.SavedPercent = 100 * (1 - float64(r.Registry.Bytes)/float64(r.DirectBytes))
 	return r, nil
@@ -98,8 +114,8 @@ func (r *demoReport) print(w io.Writer) error {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\n%d hosts have the image, %s in %d layers, every digest right.\n"+
-		"The registry sent %s in %d requests. Direct pulls would have cost it %s: %.0f%% saved.\n",
+		"The registry sent %s, %s; %d direct pulls would have cost it %s: %.0f%% saved.\n",
 		len(r.Hosts), bytesText(r.Image.Bytes), r.Image.Layers,
-		bytesText(r.Registry.Bytes), r.Registry.Requests, bytesText(r.DirectBytes), r.SavedPercent)
+		bytesText(r.Registry.Bytes), r.Registry.oftenText(), len(r.Hosts), bytesText(r.DirectBytes), r.SavedPercent)
 	return err
 }

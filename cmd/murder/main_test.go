@@ -3,7 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -18,7 +21,9 @@ func TestScripts(t *testing.T) {
 		Dir:                "testdata",
 		RequireUniqueNames: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exit": exitStatus,
+			"exit":  exitStatus,
+			"await": await,
+			"clean": clean,
 		},
 	})
 }
@@ -38,6 +43,43 @@ func exitStatus(ts *testscript.TestScript, neg bool, args []string) {
 	stderr := ts.ReadFile("stderr")
 	if got == "2" && (len(stderr) == 0 || bytes.Count([]byte(stderr), []byte("\n")) != 1) {
 		ts.Fatalf("stderr is not one line:\n%s", stderr)
+	}
+}
+
+// await is the script command `await PATTERN`: it waits until a file of that name is there.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await PATTERN")
+	}
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if files, _ := filepath.Glob(ts.MkAbs(args[0])); len(files) > 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			ts.Fatalf("%s has not come", args[0])
+		}
+	}
+}
+
+// clean is the script command `clean DIR`: the folder must be empty, and no process may have it on its command line.
+func clean(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: clean DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+		ts.Fatalf("%s has %v left in it, %v", dir, files, err)
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline") // elsewhere than on Linux there is none
+	for _, p := range processes {
+		if b, _ := os.ReadFile(p); bytes.Contains(b, []byte(dir)) {
+			ts.Fatalf("still there: %s", bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
+		}
 	}
 }
 

@@ -110,6 +110,7 @@ type bars struct {
 	container *mpb.Progress
 	hosts     map[string]*hostBar
 	total     *mpb.Bar // nil with one host only
+	crowded   bool     // there are more hosts than the terminal has lines
 
 	mu       sync.Mutex // guards the hostBars and what follows
 	finished int        // hosts that have ended
@@ -119,7 +120,8 @@ type bars struct {
 type hostBar struct {
 	bar    *mpb.Bar
 	images map[string]*imageProgress
-	last   time.Time // of the last event
+	sum    imageProgress // of images
+	last   time.Time     // of the last event
 }
 
 type imageProgress struct{ done, bytes int64 }
@@ -129,6 +131,9 @@ const rateAge = 30
 
 func newBars(f *os.File, mirrors []string) *bars {
 	b := &bars{container: mpb.New(mpb.WithOutput(f), mpb.WithQueueLen(len(mirrors)+1)), hosts: make(map[string]*hostBar)}
+	if _, lines, err := cwriter.GetSize(int(f.Fd())); err == nil {
+		b.crowded = len(mirrors) >= lines
+	}
 	for i, m := range mirrors {
 		bar := b.container.New(0, mpb.BarStyle().Rbound("|").Lbound("|"),
 			mpb.BarPriority(i),
@@ -172,25 +177,27 @@ func (b *bars) event(mirror string, e prefetchEvent) {
 	default:
 		return
 	}
-	var sum imageProgress
+	h.sum = imageProgress{}
 	for _, i := range h.images {
-		sum.done += i.done
-		sum.bytes += i.bytes
+		h.sum.done += i.done
+		h.sum.bytes += i.bytes
 	}
-	h.bar.SetTotal(sum.bytes, false)
-	h.bar.EwmaSetCurrent(sum.done, time.Since(h.last))
+	h.bar.SetTotal(h.sum.bytes, false)
+	h.bar.EwmaSetCurrent(h.sum.done, time.Since(h.last))
 	h.last = time.Now()
 }
 
-// hostEnd ends the host's bar. A host that is done goes up, where a terminal with more hosts than lines loses sight of it first.
+// hostEnd ends the host's bar. In a crowd a host that is done goes up, where the terminal loses sight of it first.
 func (b *bars) hostEnd(r hostResult) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := b.hosts[r.Mirror]
 	if r.OK {
 		b.finished++
-		h.bar.SetPriority(-b.finished)
-		h.bar.SetTotal(-1, true)
+		if b.crowded {
+			h.bar.SetPriority(-b.finished)
+		}
+		h.bar.SetTotal(h.sum.bytes, true)
 	} else {
 		h.bar.Abort(false)
 	}
