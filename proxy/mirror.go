@@ -70,6 +70,7 @@ type Mirror struct {
 	flights   layers.Flights[*download]
 	shared    *layers.Shared
 	suspects  suspects
+	pings     pings
 	ledger    *layers.Ledger
 	pulls     *registry.Handler
 	mux       *http.ServeMux // of all else
@@ -112,16 +113,6 @@ func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health() }
 
 // Evicted is to be told of blobs that the store has evicted.
 func (m *Mirror) Evicted(d digest.Digest) { m.shared.Drop(d) }
-
-// Ping implements [registry.Backend]. With nobody to ask the answer is yes:
-// what is cached can still be pulled, by those who were admitted before.
-func (m *Mirror) Ping(ctx context.Context, req registry.Request) error {
-	err := m.upstream.Ping(ctx, req.Repo.Host, req.Authorization)
-	if registry.Refused(err) {
-		return err
-	}
-	return nil
-}
 
 // HeadManifest implements [registry.Backend].
 func (m *Mirror) HeadManifest(ctx context.Context, req registry.Request) (ocispec.Descriptor, error) {
