@@ -66,11 +66,26 @@ func NewGrants(ttl, grace time.Duration) *Grants {
 // Record notes that the registry has just served c, or said that it would, to
 // the caller with this authorization.
 func (g *Grants) Record(authorization string, c Content) {
+	g.grant(authorization, c.Repo)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members.put(c, g.now())
+}
+
+// grant notes that the registry has just admitted the caller to repo.
+func (g *Grants) grant(authorization string, repo Repository) {
 	who := g.caller(authorization)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.grants.put(grant{who, c.Repo}, g.now())
-	g.members.put(c, g.now())
+	g.grants.put(grant{who, repo}, g.now())
+}
+
+// revoke takes a grant back.
+func (g *Grants) revoke(authorization string, repo Repository) {
+	who := g.caller(authorization)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.grants.remove(grant{who, repo})
 }
 
 // Admit returns nil when the caller may have c: from memory, or by ask, which
@@ -90,7 +105,7 @@ func (g *Grants) Admit(ctx context.Context, authorization string, c Content, ask
 	case err == nil:
 		g.Record(authorization, c)
 		g.answered("granted")
-	case Refused(err):
+	case decided(err):
 		g.forget(who, c, err)
 		g.answered("refused")
 	case g.known(who, c, g.grace):
@@ -136,16 +151,27 @@ func (g *Grants) known(who caller, c Content, age time.Duration) bool {
 	return ok && member && g.now().Sub(granted) < age && g.now().Sub(seen) < g.grace
 }
 
-// forget takes back what a refusal contradicts: the grant when the caller is
-// turned away, the content when it is gone from the repository.
+// member is true when the registry was seen to hold c within the grace.
+func (g *Grants) member(c Content) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	seen, ok := g.members.get(c)
+	return ok && g.now().Sub(seen) < g.grace
+}
+
+// forget takes back what a refusal contradicts: the grant, since a registry may
+// turn a caller away with a 404 as well, and with a 404 the content, unless a
+// stranger was told so.
 func (g *Grants) forget(who caller, c Content, refusal error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if refusal.(*Error).Status == http.StatusNotFound {
+	gone := hasStatus(refusal, http.StatusNotFound)
+	if _, granted := g.grants.get(grant{who, c.Repo}); granted && gone {
 		g.members.remove(c)
-		return
 	}
-	g.grants.remove(grant{who, c.Repo})
+	if gone || turnedAway(refusal) {
+		g.grants.remove(grant{who, c.Repo})
+	}
 }
 
 func (g *Grants) answered(result string) {

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -77,14 +78,7 @@ func (m *Manifests) byDigest(ctx context.Context, req Request, d digest.Digest) 
 	c := Content{req.Repo, Manifest, d}
 	desc, content, err := m.Store.Manifest(d)
 	if err == nil {
-		err = m.Grants.Admit(ctx, req.Authorization, c, func(ctx context.Context) error {
-			head, err := m.Upstream.HeadManifest(ctx, req.Repo, d.String(), req.Authorization)
-			if err == nil && head.Digest == d || Refused(err) && !headUnwelcome(err) {
-				return err
-			}
-			_, _, err = m.Upstream.GetManifest(ctx, req.Repo, d.String(), req.Authorization)
-			return err
-		})
+		err = m.Grants.Admit(ctx, req.Authorization, c, func(ctx context.Context) error { return m.prove(ctx, req, c) })
 		return desc, content, err
 	}
 	fetched, err := share(ctx, &m.fetches, m.Grants.question(req)+"@"+d.String(), func(ctx context.Context) (manifest, error) {
@@ -92,6 +86,20 @@ func (m *Manifests) byDigest(ctx context.Context, req Request, d digest.Digest) 
 		return manifest{desc, content}, err
 	})
 	return fetched.desc, fetched.content, err
+}
+
+// prove asks whether the caller may have a manifest that we hold. A registry
+// that was not seen to hold it must show its bytes: anyone can run a registry
+// that names a digest in a header, to be given the content by us.
+func (m *Manifests) prove(ctx context.Context, req Request, c Content) error {
+	if m.Grants.member(c) {
+		head, err := m.Upstream.HeadManifest(ctx, req.Repo, c.Digest.String(), req.Authorization)
+		if err == nil && head.Digest == c.Digest || err != nil && !headUnwelcome(err) {
+			return err
+		}
+	}
+	_, _, err := m.Upstream.GetManifest(ctx, req.Repo, c.Digest.String(), req.Authorization)
+	return err
 }
 
 type manifest struct {
@@ -105,9 +113,9 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 		return desc, nil, err
 	}
 	m.Grants.Record(req.Authorization, Content{req.Repo, Manifest, desc.Digest})
-	name := req.Repo.String()
+	name := "" // the parts of an index have none
 	if req.Tag != "" {
-		name += ":" + req.Tag
+		name = req.Repo.String() + ":" + req.Tag
 	}
 	if err := m.Store.PutManifest(desc, content, name); err != nil {
 		m.Log.Warn("manifest not cached", "digest", desc.Digest, "err", err)
@@ -119,34 +127,53 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 // last answer holds for those whom it admitted, for as long as the grace.
 func (m *Manifests) resolve(ctx context.Context, req Request) (ocispec.Descriptor, error) {
 	key := tagged{req.Repo, req.Tag}
-	if last, ok := m.last(key); ok && time.Since(last.at) < m.TagTTL && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.ttl) {
+	if last, ok := m.last(key); ok && m.Grants.now().Sub(last.at) < m.TagTTL && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.ttl) {
 		return last.desc, nil
 	}
 	desc, err := share(ctx, &m.asks, m.Grants.question(req)+":"+req.Tag, func(ctx context.Context) (ocispec.Descriptor, error) {
 		return m.ask(ctx, req)
 	})
-	if err == nil || Refused(err) || ctx.Err() != nil {
+	if decided(err) {
+		m.refused(key, req, err)
+		return desc, err
+	}
+	if err == nil || ctx.Err() != nil {
 		return desc, err
 	}
 	last, ok := m.last(key)
-	if !ok || time.Since(last.at) >= m.Grants.grace || !m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {
+	if !ok || m.Grants.now().Sub(last.at) >= m.Grants.grace || !m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {
 		return desc, err
 	}
 	m.Log.Warn("tag served as last seen", "ref", req.Repo.String()+":"+req.Tag, "digest", last.desc.Digest, "err", err)
 	return last.desc, nil
 }
 
+// refused takes back what a refusal contradicts: the grant of a caller who is
+// turned away, and a tag that is gone, unless a stranger was told so.
+func (m *Manifests) refused(key tagged, req Request, refusal error) {
+	if turnedAway(refusal) {
+		m.Grants.revoke(req.Authorization, req.Repo)
+	}
+	if hasStatus(refusal, http.StatusNotFound) && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.tags, key)
+	}
+}
+
 // ask puts the question about a tag to the upstream. Some registries do not
-// name the digest in the answer to HEAD; their manifest is fetched.
+// say all in the answer to HEAD; their manifest is fetched. That a tag is there
+// says that the caller may read the repository, but not what it holds: the
+// digest is the registry's word only, until its bytes have been seen.
 func (m *Manifests) ask(ctx context.Context, req Request) (ocispec.Descriptor, error) {
 	desc, err := m.Upstream.HeadManifest(ctx, req.Repo, req.Tag, req.Authorization)
-	if headUnwelcome(err) || err == nil && desc.Digest == "" {
+	if headUnwelcome(err) || err == nil && (desc.Digest == "" || desc.MediaType == "" || desc.Size < 0) {
 		desc, _, err = m.fetch(ctx, req, req.Tag)
 	}
 	if err != nil {
 		return desc, err
 	}
-	m.Grants.Record(req.Authorization, Content{req.Repo, Manifest, desc.Digest})
+	m.Grants.grant(req.Authorization, req.Repo)
 	m.remember(tagged{req.Repo, req.Tag}, desc)
 	return desc, nil
 }
@@ -164,5 +191,5 @@ func (m *Manifests) remember(key tagged, desc ocispec.Descriptor) {
 	if m.tags == nil || len(m.tags) >= maxTags {
 		m.tags = make(map[tagged]resolved)
 	}
-	m.tags[key] = resolved{desc, time.Now()}
+	m.tags[key] = resolved{desc, m.Grants.now()}
 }

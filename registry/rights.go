@@ -41,6 +41,7 @@ func (r *Rights) Each(ask func(repo Repository, authorization string) error) (er
 	r.mu.Lock()
 	list := slices.Clone(r.list)
 	r.mu.Unlock()
+	err = Unavailable("nobody is waiting any more")
 	for _, known := range list {
 		if err = ask(known.repo, known.authorization); !Refused(err) {
 			break
