@@ -115,7 +115,7 @@ func (r statusReport) print(w io.Writer) error {
 	t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "\nBLOB\tSIZE\tSTATE\tPEERS\tSEEDER\tREGISTRY\tTOOK\tREPOSITORY\tWHY")
 	for _, b := range r.Blobs {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", shortDigest(b.Digest), b.row(), b.Registry+"/"+b.Repository, orDash(b.Why))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", shortDigest(b.Digest), b.row(), b.where(), orDash(b.Why))
 	}
 	return t.Flush()
 }
@@ -133,8 +133,20 @@ func (b blobStatus) row() string {
 	if state == "arriving" && b.Size > 0 {
 		state = fmt.Sprintf("arriving, %d%%", b.Received*100/b.Size)
 	}
+	took := "-"
+	if b.TookMS > 0 {
+		took = tookText(millis(b.TookMS))
+	}
 	return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s", bytesText(b.Size), state,
-		bytesText(b.From.Peer), bytesText(b.From.Seeder), bytesText(b.From.Upstream), tookText(millis(b.TookMS)))
+		bytesText(b.From.Peer), bytesText(b.From.Seeder), bytesText(b.From.Upstream), took)
+}
+
+// where is the repository that the blob was fetched of; one that was here before the daemon started has none.
+func (b blobStatus) where() string {
+	if b.Repository == "" {
+		return "-"
+	}
+	return b.Registry + "/" + b.Repository
 }
 
 // shortDigest is enough of a digest to tell it from others.
