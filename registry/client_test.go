@@ -613,6 +613,33 @@ func TestSilentBodies(t *testing.T) {
 	}
 }
 
+func TestSilentBodyOverHTTP2(t *testing.T) {
+	checkGoroutines(t)
+	end := make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "some")
+		w.(http.Flusher).Flush()
+		<-end
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	defer close(end)
+	transport := Transport()
+	defer transport.CloseIdleConnections()
+	transport.TLSClientConfig = s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	c := testClient(t, ClientConfig{Transport: transport})
+	c.idle = 20 * time.Millisecond
+	resp, err := c.Relay(t.Context(), Repository{strings.TrimPrefix(s.URL, "https://"), "a"}, "tags/list", nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); resp.ProtoMajor != 2 || string(got) != "some" || !errors.Is(err, errIdle) {
+		t.Errorf("body over %s = %q, %v, want %v", resp.Proto, got, err, errIdle)
+	}
+}
+
 // A refusal counts though its words do not come.
 func TestSilentRefusal(t *testing.T) {
 	checkGoroutines(t)

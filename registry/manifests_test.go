@@ -112,14 +112,14 @@ func TestOneQuestionPerTagTTL(t *testing.T) {
 		b.get(manifestOf("a", "v1", basic("ann")), version("one"))
 		b.questions()
 		b.push("a", "v1", version("two"))
-		time.Sleep(2*time.Second - 1)
+		time.Sleep(2*time.Second - time.Nanosecond)
 		b.get(manifestOf("a", "v1", basic("ann")), version("one"))
 		b.expect(b.T)
 		// The answer is not for whom the registry has not admitted.
 		b.get(manifestOf("a", "v1", ""), 401)
 		b.get(manifestOf("a", "v1", basic("bob")), 401)
 		b.expect(b.T, "HEAD a/manifests", "HEAD a/manifests")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		b.get(manifestOf("a", "v1", basic("ann")), version("two"))
 	})
 }
@@ -162,9 +162,9 @@ func TestTagWhileTheRegistryIsAway(t *testing.T) {
 		b.with(func() { b.status, b.away = 0, true })
 		b.get(manifestOf("a", "v1", ""), 502)
 		b.get(manifestOf("a", "v2", basic("ann")), 502)
-		time.Sleep(testGrace - 1)
+		time.Sleep(testGrace - time.Nanosecond)
 		b.get(manifestOf("a", "v1", basic("ann")), version("one"))
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		b.get(manifestOf("a", "v1", basic("ann")), 502)
 	})
 }
@@ -323,4 +323,16 @@ func TestTagsAreBounded(t *testing.T) {
 	if len(m.tags) > maxTags {
 		t.Errorf("%d tags are remembered", len(m.tags))
 	}
+}
+
+func TestHeadByDigest(t *testing.T) {
+	manifestsInBubble(t, func(b *manifestsBubble) {
+		d := b.push("a", "", version("one"))
+		for range 2 {
+			desc, err := b.manifests.Head(b.Context(), manifestOf("a", d.String(), ""))
+			if err != nil || desc.Digest != d || desc.Size != int64(len(version("one"))) || desc.MediaType != ocispec.MediaTypeImageManifest {
+				b.Errorf("Head = %+v, %v", desc, err)
+			}
+		}
+	})
 }
