@@ -83,6 +83,9 @@ func Parse(method string, u *url.URL, defaultHost string) (Request, error) {
 	if err != nil {
 		return Request{}, newError(http.StatusBadRequest, CodeNameInvalid, "query string: %s", clip(err.Error()))
 	}
+	if len(query["ns"]) > 1 {
+		return Request{}, newError(http.StatusBadRequest, CodeNameInvalid, "ns names %d registries", len(query["ns"]))
+	}
 	path, ok := strings.CutPrefix(u.Path, "/v2")
 	if !ok || (path != "" && path[0] != '/') {
 		return Request{}, newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", clip(u.Path))

@@ -133,6 +133,8 @@ func TestParseRefuses(t *testing.T) {
 		{"/v2/a/manifests/v1?ns=::1", 400, CodeNameInvalid},
 		{"/v2/a/manifests/v1?ns=" + long, 400, CodeNameInvalid},
 		{"/v2/ghcr.io:99999/a/manifests/v1", 400, CodeNameInvalid},
+		{"/v2/a/manifests/v1?ns=ghcr.io&ns=docker.io", 400, CodeNameInvalid},
+		{"/v2/?ns=ghcr.io&ns=ghcr.io", 400, CodeNameInvalid},
 		{"/v2/a/manifests/v1?ns=%zz", 400, CodeNameInvalid},
 		{"/v2/a/manifests/v1?a;b", 400, CodeNameInvalid},
 	} {
@@ -264,6 +266,14 @@ func askedAgain(req Request) *url.URL {
 func withoutHostInPath(req Request) Request {
 	req.HostInPath = false
 	return req
+}
+
+func TestIsPull(t *testing.T) {
+	for path, want := range map[string]bool{"/v2": true, "/v2/": true, "/v2/a/../b": true, "/v2//": true, "/v2x": false, "/v1/v2/": false, "/": false, "": false} {
+		if got := IsPull(path); got != want {
+			t.Errorf("IsPull(%q) = %v", path, got)
+		}
+	}
 }
 
 func TestParseDigest(t *testing.T) {
