@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
@@ -654,6 +655,28 @@ func TestSilentRefusal(t *testing.T) {
 	if e, ok := err.(*Error); !ok || e.Status != 404 || e.Body != nil {
 		t.Errorf("GetBlob = %v, want a 404 without their words", err)
 	}
+}
+
+// A refusal that drips would never be idle.
+func TestDrippingRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var drip sync.WaitGroup
+		defer drip.Wait()
+		c := testClient(t, ClientConfig{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			body, w := io.Pipe()
+			drip.Go(func() {
+				for err := error(nil); err == nil; _, err = w.Write([]byte("x")) {
+					time.Sleep(idleTimeout / 2)
+				}
+			})
+			return &http.Response{StatusCode: 404, Body: body, Request: r}, nil
+		})})
+		begun := time.Now()
+		err := errOf2(c.GetBlob(t.Context(), Repository{"drip.test", "a"}, sha256Of, 0, "Basic x"))
+		if took := time.Since(begun); status(err) != 404 || took > idleTimeout {
+			t.Errorf("GetBlob = %v after %v", err, took)
+		}
+	})
 }
 
 // A body that drips is not idle; its reader may leave it at any time.

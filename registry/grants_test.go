@@ -186,14 +186,16 @@ func TestRateLimitIsNoRefusal(t *testing.T) {
 func TestRefusalForgets(t *testing.T) {
 	for _, refusal := range []int{401, 403, 404} {
 		inBubble(t, func(b *bubble) {
-			d := b.push("a", "", "blob")
+			d, other := b.push("a", "", "blob"), b.push("a", "", "other")
 			b.admit(blobOf("a", d, basic("ann")), 4, 0)
+			b.admit(blobOf("a", other, basic("ann")), 5, 0)
 			b.admit(blobOf("a", d, basic("bob")), 4, 0)
 			time.Sleep(testTTL)
 			b.with(func() { b.status = refusal })
 			b.admit(blobOf("a", d, basic("ann")), 4, refusal)
 			b.with(func() { b.status, b.away = 0, true })
 			b.admit(blobOf("a", d, basic("ann")), 4, 502)
+			b.admit(blobOf("a", other, basic("ann")), 5, 502)
 			want := 0 // bob has not been turned away
 			if refusal == 404 {
 				want = 502 // but the blob is gone

@@ -116,6 +116,10 @@ func TestOneQuestionPerTagTTL(t *testing.T) {
 		b.get(manifestOf("a", "v1", basic("ann")), version("one"))
 		b.expect(b.T)
 		// The answer is not for whom the registry has not admitted.
+		if desc, err := b.manifests.Head(b.Context(), manifestOf("a", "v1", basic("eve"))); !Unauthorized(err) {
+			b.Errorf("Head by a stranger = %v, %v, want a 401", desc, err)
+		}
+		b.questions()
 		b.get(manifestOf("a", "v1", ""), 401)
 		b.get(manifestOf("a", "v1", basic("bob")), 401)
 		b.expect(b.T, "HEAD a/manifests", "HEAD a/manifests")
