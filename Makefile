@@ -76,15 +76,15 @@ BENCH = MURDER_BENCH=1 go test -count=1 -timeout 60m -v -run
 
 .PHONY: bench-warm
 bench-warm: ## a cached blob over loopback, against nginx and the same file
-	$(BENCH) '^TestBenchWarm$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+	$(BENCH) '^TestBenchWarm$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-cold
 bench-cold: ## the first pull of a 500 MB image, against one straight from the registry
-	$(BENCH) '^TestBenchCold$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+	$(BENCH) '^TestBenchCold$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-memory
 bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
-	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go'
+	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: image
 image: ## a container image, by docker or podman

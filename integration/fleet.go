@@ -59,6 +59,11 @@ func (f *fleet) checkEachBlobOnce(t testing.TB, blobs ...blobInfo) {
 	for d, n := range gets {
 		t.Errorf("the registry sent %s, which nobody pulled, %d times", d, n)
 	}
+	if t.Failed() {
+		for _, r := range f.Registry.Requests() {
+			t.Logf("the registry saw %+v", r)
+		}
+	}
 }
 
 // checkBytesSent fails the test unless the mirror gave its clients at least

@@ -44,14 +44,8 @@ type request struct {
 	Bytes     int64 // of body sent
 }
 
-// openGate starts a gate on a free port of 127.0.0.1.
-func openGate(t testing.TB, target string) *gate {
-	t.Helper()
-	return openGateAt(t, "127.0.0.1:0", target)
-}
-
-// openGateAt starts a gate on addr that forwards to target (host:port).
-func openGateAt(t testing.TB, addr, target string) *gate {
+// openGate starts a gate on addr that forwards to target (both host:port).
+func openGate(t testing.TB, addr, target string) *gate {
 	t.Helper()
 	g := &gate{holds: map[string]*hold{}}
 	g.proxy = &httputil.ReverseProxy{

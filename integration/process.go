@@ -28,6 +28,10 @@ const (
 	// dataRace is how the race detector begins a report.
 	dataRace = "WARNING: DATA RACE"
 
+	// promptExit keeps programs with the race detector from sleeping a second
+	// before they exit.
+	promptExit = "GORACE=atexit_sleep_ms=0"
+
 	// keptOutput is how much of a program's output is kept for the test's
 	// log, in bytes; more than that is dropped from the front.
 	keptOutput = 256 << 10
@@ -64,7 +68,7 @@ func startProcess(t testing.TB, cfg processConfig) *process {
 	}
 	p := &process{name: cfg.Name, output: newOutput(), exited: make(chan struct{})}
 	p.cmd = exec.Command(cfg.Args[0], cfg.Args[1:]...)
-	p.cmd.Env = append(os.Environ(), cfg.Env...)
+	p.cmd.Env = append(append(os.Environ(), promptExit), cfg.Env...)
 	p.cmd.Dir = cfg.Dir
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.WaitDelay = stopWithin // a grandchild may hold the pipe open
@@ -206,7 +210,7 @@ func tryRun(t testing.TB, cfg processConfig) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, cfg.Args[0], cfg.Args[1:]...)
-	cmd.Env = append(os.Environ(), cfg.Env...)
+	cmd.Env = append(append(os.Environ(), promptExit), cfg.Env...)
 	cmd.Dir = cfg.Dir
 	cmd.WaitDelay = stopWithin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

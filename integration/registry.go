@@ -54,7 +54,7 @@ func startRegistry(t testing.TB, cfg registryConfig) *testRegistry {
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
 	}
-	return &testRegistry{gate: openGateAt(t, cfg.Addr, target), Storage: cfg.Storage, process: p}
+	return &testRegistry{gate: openGate(t, cfg.Addr, target), Storage: cfg.Storage, process: p}
 }
 
 // registryYAML is the registry's configuration file.
