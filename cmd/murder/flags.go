@@ -17,15 +17,14 @@ import (
 
 // mirrorFlags are the flags of `murder mirror`.
 func mirrorFlags() []cli.Flag {
-	return append(daemonFlags(daemonDefaults{
+	return append([]cli.Flag{
+		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable; the first that answers is used)", checkHTTPURL),
+	}, daemonFlags(daemonDefaults{
 		listen:     "127.0.0.1:7080",
 		peerListen: ":7081",
 		dataDir:    "/var/lib/murder/mirror",
 		cacheSize:  "20%", // the host's disk is there for the engine and its containers in the first place
-	}),
-		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable; the first that answers is used)", checkHTTPURL),
-		textOf("default-registry", "docker.io", "`REGISTRY` to which names without one belong", checkRegistry),
-	)
+	})...)
 }
 
 // seederFlags are the flags of `murder seeder`.
@@ -36,9 +35,7 @@ func seederFlags() []cli.Flag {
 		dataDir:    "/var/lib/murder/seeder",
 		cacheSize:  "80%",
 	}),
-		textOf("default-registry", "docker.io", "`REGISTRY` to which names without one belong", checkRegistry),
-		textOf("registry-storage", "", "root `DIR` of a CNCF registry's storage on this host: blobs are seeded from there, not copied", nil),
-		durationOf("tag-ttl", "2s", "for how `LONG` the registry's answer about a tag is given to all who ask"),
+		durationOf("tag-ttl", "2s", "`DURATION` for which the registry's answer about a tag is given to all who ask"),
 	)
 }
 
@@ -58,9 +55,10 @@ func daemonFlags(d daemonDefaults) []cli.Flag {
 		typed("upload-limit", "0", "`RATE` at which peers are served: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		typed("download-limit", "0", "`RATE` at which the swarm is drawn on: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		textOf("zone", "", "`NAME` of the rack or zone this host is in; peers of the same are preferred", checkZone),
+		textOf("default-registry", "docker.io", "`REGISTRY` to which names without one belong", checkRegistry),
 		listOf("insecure-registry", "`HOST:PORT` of a registry that speaks plain HTTP (repeatable)", checkRegistry),
-		durationOf("auth-ttl", "5m", "for how `LONG` the registry's leave to read a repository is remembered for a caller"),
-		durationOf("auth-grace", "1h", "for how `LONG` such leave holds while the registry is down"),
+		durationOf("auth-ttl", "5m", "`DURATION` for which the registry's leave to read a repository is remembered for a caller"),
+		durationOf("auth-grace", "1h", "`DURATION` for which such leave holds while the registry is down"),
 	}, logFlags()...)
 }
 

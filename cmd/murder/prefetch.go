@@ -28,7 +28,7 @@ func prefetchCommand() *cli.Command {
 			textOf("mirrors-file", "", "`FILE` with a mirror on each line; # begins a comment", nil),
 			listOf("platform", "`OS/ARCH` to fetch of a multi-platform image, or all (repeatable; default: each mirror's own)", checkPlatform),
 			listOf("insecure-registry", "`HOST:PORT` of a registry whose token server may be given credentials without TLS (repeatable)", checkRegistry),
-			durationOf("timeout", "0s", "for how `LONG` to try, 0 for as long as bytes arrive"),
+			durationOf("timeout", "0s", "`DURATION` after which to give up, 0 for as long as bytes arrive"),
 			countOf("parallel", "256", 1, 65536, "`NUMBER` of hosts that are warmed at once"),
 			outputFlag(),
 		},
