@@ -35,17 +35,6 @@ var (
 	errStalled  = errors.New("no bytes from the swarm")
 )
 
-// uncached is the error of a blob that cannot be kept: its size is not known,
-// or the disk does not take it. It is passed through instead.
-type uncached struct {
-	stream *registry.Stream
-	cause  error
-}
-
-func (u *uncached) Error() string { return "blob cannot be cached: " + u.cause.Error() }
-
-var errNoSize = errors.New("the registry does not tell its size")
-
 // download is one blob on its way to this host. It takes one way after the
 // other, and each goes on where the last one stopped.
 type download struct {
@@ -77,7 +66,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if err == nil && d.seeder == nil {
 		d.first, size, err = m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
 		if err == nil && size < 0 {
-			return nil, &uncached{registry.NewStream(d.first, size, req.Digest), errNoSize}
+			return nil, &registry.Uncached{Stream: registry.NewStream(d.first, size, req.Digest), Cause: registry.ErrNoSize}
 		}
 	}
 	if err != nil {
@@ -90,9 +79,12 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	}
 	if err != nil {
 		m.cfg.Log.Error("blob not cached", "digest", req.Digest, "err", err)
-		return nil, m.passThrough(d, req, size, err)
+		if d.first != nil {
+			return nil, &registry.Uncached{Stream: registry.NewStream(d.first, size, req.Digest), Cause: err}
+		}
+		return nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 	}
-	m.grants.Record(req.Authorization, registry.Content{Repo: req.Repo, Kind: registry.Blob, Digest: req.Digest})
+	m.grants.Began(req)
 	m.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	m.running.Go(d.run)
 	return d, nil
@@ -132,18 +124,6 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	return arrival.Size, nil
 }
 
-// passThrough is what becomes of a blob that the cache does not take.
-func (m *Mirror) passThrough(d *download, req registry.Request, size int64, cause error) error {
-	body := d.first
-	if body == nil {
-		var err error
-		if body, size, err = m.upstream.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization); err != nil {
-			return err
-		}
-	}
-	return &uncached{registry.NewStream(body, size, req.Digest), cause}
-}
-
 func (d *download) setMetainfo(m *layers.Metainfo) {
 	d.metainfo = m
 	close(d.hasMeta)
@@ -158,6 +138,9 @@ func (d *download) run() {
 	d.close()
 	<-p.Done()
 	err := p.Err()
+	if err == nil {
+		m.grants.Arrived(p.Digest(), &d.rights)
+	}
 	m.flights.End(p.Digest())
 	record := m.ledger.End(p.Digest(), err)
 	log := m.cfg.Log.With("digest", p.Digest(), "bytes", p.Size(), "peer", record.From[layers.FromPeer],

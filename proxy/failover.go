@@ -79,6 +79,12 @@ func (f *failover) GetBlob(ctx context.Context, repo registry.Repository, d dige
 	return a.body, a.size, err
 }
 
+func (f *failover) ReadBlob(ctx context.Context, repo registry.Repository, d digest.Digest, off int64, n int, authorization string) ([]byte, error) {
+	return try(ctx, f, func(up registry.Upstream) ([]byte, error) {
+		return up.ReadBlob(ctx, repo, d, off, n, authorization)
+	})
+}
+
 func (f *failover) Relay(ctx context.Context, repo registry.Repository, end string, query url.Values, authorization string) (*http.Response, error) {
 	return try(ctx, f, func(up registry.Upstream) (*http.Response, error) {
 		return up.Relay(ctx, repo, end, query, authorization)

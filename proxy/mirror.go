@@ -136,7 +136,7 @@ func (m *Mirror) StatBlob(ctx context.Context, req registry.Request) (int64, err
 		size, ok = d.partial.Size(), true
 	}
 	if ok {
-		return size, m.grants.AdmitBlob(ctx, m.upstream, req, size)
+		return m.grants.StatBlob(ctx, m.upstream, req, size)
 	}
 	return m.upstream.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
 }
@@ -145,9 +145,9 @@ func (m *Mirror) StatBlob(ctx context.Context, req registry.Request) (int64, err
 func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.OpenBlob, error) {
 	begun := time.Now()
 	blob, d, err := m.acquire(ctx, req)
-	if u, ok := errors.AsType[*uncached](err); ok {
+	if u, ok := errors.AsType[*registry.Uncached](err); ok {
 		m.fellBack(whyNoCache)
-		return u.stream, nil
+		return u.Stream, nil
 	}
 	if err != nil {
 		m.cfg.Metrics.failed(err)
@@ -171,12 +171,14 @@ func (p *pulled) Close() error {
 }
 
 // acquire returns a blob for a caller whom the registry admits to it: whole,
-// or arriving. The error may be an *uncached, with a stream to close.
+// or arriving. The error may be a [*registry.Uncached].
 func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *download, error) {
 	for {
+		// The flight first: it ends only after what it brought is on record.
+		d, flying := m.flights.Get(req.Digest)
 		blob, err := m.cfg.Store.Open(req.Digest)
 		if err == nil {
-			if err := m.grants.AdmitBlob(ctx, m.upstream, req, blob.Size()); err != nil {
+			if err := m.admit(ctx, req, blob, d, flying); err != nil {
 				blob.Close()
 				return nil, nil, err
 			}
@@ -190,13 +192,18 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			continue // it became whole while we looked
 		}
 		if err == nil && joined {
-			err = m.grants.AdmitBlob(ctx, m.upstream, req, d.partial.Size())
-			if err == nil {
-				d.rights.Add(req.Repo, req.Authorization)
-			}
+			err = m.grants.AdmitArriving(ctx, m.upstream, req, d.partial.Size(), &d.rights)
 		}
 		return nil, d, err
 	}
+}
+
+// admit asks for a whole blob, which may have come in just now.
+func (m *Mirror) admit(ctx context.Context, req registry.Request, blob *layers.Blob, d *download, flying bool) error {
+	if flying && d.rights.From(req.Repo.Host) {
+		return m.grants.AdmitArriving(ctx, m.upstream, req, blob.Size(), &d.rights)
+	}
+	return m.grants.AdmitBlob(ctx, m.upstream, req, blob)
 }
 
 func (m *Mirror) fellBack(why string) { m.cfg.Metrics.fallbacks.WithLabelValues(why).Inc() }

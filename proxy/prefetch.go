@@ -195,9 +195,9 @@ func (m *Mirror) prefetchBlobs(ctx context.Context, image string, tree *imageTre
 func (m *Mirror) prefetchBlob(ctx context.Context, req registry.Request, desc ocispec.Descriptor) (from map[layers.Source]int64, err error) {
 	req.Kind, req.Tag, req.Digest = registry.Blob, "", desc.Digest
 	blob, d, err := m.acquire(ctx, req)
-	if u, ok := errors.AsType[*uncached](err); ok {
-		u.stream.Close()
-		return nil, u.cause
+	if u, ok := errors.AsType[*registry.Uncached](err); ok {
+		u.Stream.Close()
+		return nil, u
 	}
 	if err != nil {
 		return nil, err

@@ -68,6 +68,9 @@ type Upstream interface {
 	// GetBlob streams a blob from byte off on. The size is that of the whole
 	// blob, or -1 where the upstream does not say. Not verified.
 	GetBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (io.ReadCloser, int64, error)
+	// ReadBlob returns the n bytes of a blob from off on, or those up to its
+	// end. Not verified.
+	ReadBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, n int, authorization string) ([]byte, error)
 	// Relay asks for what is never cached: tags/list, referrers/<digest>.
 	Relay(ctx context.Context, repo Repository, end string, query url.Values, authorization string) (*http.Response, error)
 }
@@ -254,6 +257,27 @@ func (c *Client) getBlob(ctx context.Context, repo Repository, d digest.Digest, 
 		}
 	}
 	return c.do(ctx, http.MethodGet, repo, end, nil, nil, authorization)
+}
+
+// ReadBlob implements [Upstream].
+func (c *Client) ReadBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, n int, authorization string) ([]byte, error) {
+	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+int64(n)-1)}}
+	resp, err := c.do(ctx, http.MethodGet, repo, "blobs/"+d.String(), nil, header, authorization)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	section := make([]byte, n)
+	if _, err = wholeSize(resp, off); err == nil && resp.StatusCode != http.StatusPartialContent {
+		_, err = io.CopyN(io.Discard, resp.Body, off)
+	}
+	if err == nil {
+		n, err = io.ReadFull(resp.Body, section)
+	}
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, Unavailable("blob %s of %s at byte %d: %w", d, repo, off, err)
+	}
+	return section[:n], nil
 }
 
 // wholeSize is the size of the content that resp holds from byte off on.

@@ -1,11 +1,15 @@
 package registry
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"strconv"
 	"sync"
@@ -117,17 +121,116 @@ func (g *Grants) Admit(ctx context.Context, authorization string, c Content, ask
 	return err
 }
 
-// AdmitBlob is Admit for a blob of size bytes that we hold, with up to ask.
-// The registry must name that very size: behind some sign-on proxies any path
-// answers 200, with a login page.
-func (g *Grants) AdmitBlob(ctx context.Context, up Upstream, req Request, size int64) error {
-	return g.Admit(ctx, req.Authorization, Content{req.Repo, Blob, req.Digest}, func(ctx context.Context) error {
-		said, err := up.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
-		if err == nil && said != size {
-			return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s has %d bytes there, %d here", req.Repo.Host, req.Digest, said, size)
+// Held is a whole blob in our hands.
+type Held interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// AdmitBlob is Admit for a blob that we hold, with up to ask. The registry must
+// name the blob's very size: behind some sign-on proxies any path answers 200.
+// And one that was not seen to hold the blob in this repository must show some
+// of its bytes: anyone can run a registry that says yes to every digest, to be
+// given by us what lies in another.
+func (g *Grants) AdmitBlob(ctx context.Context, up Upstream, req Request, held Held) error {
+	c := Content{req.Repo, Blob, req.Digest}
+	return g.Admit(ctx, req.Authorization, c, func(ctx context.Context) error {
+		if g.member(c) {
+			return stat(ctx, up, req, held.Size())
 		}
-		return err
+		return prove(ctx, up, req, held)
 	})
+}
+
+// AdmitArriving is for a blob of size bytes that is on its way in the name of
+// rights, from the registry of req. The caller's right is added to them.
+//
+// One that arrives from another registry is not given: what that registry has
+// under the digest may be something else, and this one may have nothing. The
+// error is an [*Uncached] then, if this one sends the blob.
+func (g *Grants) AdmitArriving(ctx context.Context, up Upstream, req Request, size int64, rights *Rights) error {
+	if !rights.From(req.Repo.Host) {
+		return PassThrough(ctx, up, req, ErrOtherRegistry)
+	}
+	if rights.has(req) && g.Granted(req.Authorization, req.Repo, g.ttl) {
+		return nil
+	}
+	_, err := share(ctx, &g.asks, g.question(req)+"+"+req.Digest.String(), func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, stat(ctx, up, req, size)
+	})
+	switch {
+	case err == nil:
+		g.grant(req.Authorization, req.Repo)
+		rights.Add(req.Repo, req.Authorization)
+		g.answered("granted")
+	case decided(err):
+		g.revoke(req.Authorization, req.Repo)
+		g.answered("refused")
+	case rights.has(req) && g.Granted(req.Authorization, req.Repo, g.grace):
+		g.answered("grace")
+		return nil
+	default:
+		g.answered("unavailable")
+	}
+	return err
+}
+
+// Began notes that the registry has begun to send a caller a blob: the caller
+// may read the repository. That the blob belongs to it shows when the blob has
+// come in and is right; see Arrived.
+func (g *Grants) Began(req Request) { g.grant(req.Authorization, req.Repo) }
+
+// Arrived notes that the blob which was fetched in the name of rights is whole
+// and right.
+func (g *Grants) Arrived(d digest.Digest, rights *Rights) {
+	for _, r := range rights.all() {
+		g.Record(r.authorization, Content{r.repo, Blob, d})
+	}
+}
+
+// StatBlob asks for the size of a blob of which we hold size bytes. That we
+// hold it helps only a caller who was admitted to it.
+func (g *Grants) StatBlob(ctx context.Context, up Upstream, req Request, size int64) (int64, error) {
+	who, c := g.caller(req.Authorization), Content{req.Repo, Blob, req.Digest}
+	if g.known(who, c, g.ttl) {
+		return size, nil
+	}
+	said, err := up.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
+	if err != nil && !decided(err) && g.known(who, c, g.grace) {
+		return size, nil
+	}
+	return said, err
+}
+
+// stat wants the registry to name a blob's very size.
+func stat(ctx context.Context, up Upstream, req Request, size int64) error {
+	said, err := up.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
+	if err == nil && said != size {
+		return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s has %d bytes there, %d here", req.Repo.Host, req.Digest, said, size)
+	}
+	return err
+}
+
+// proofSize is how many bytes a registry must show of a blob: more than are
+// likely to be guessed, few enough to cost nothing.
+const proofSize = 64 << 10
+
+// prove wants the registry to show a section of the blob that it cannot have
+// expected.
+func prove(ctx context.Context, up Upstream, req Request, held Held) error {
+	if held.Size() == 0 {
+		return stat(ctx, up, req, 0)
+	}
+	want := make([]byte, min(proofSize, held.Size()))
+	off := mathrand.Int64N(held.Size() - int64(len(want)) + 1)
+	if _, err := held.ReadAt(want, off); err != nil {
+		return fmt.Errorf("blob %s in the cache: %w", req.Digest, err)
+	}
+	got, err := up.ReadBlob(ctx, req.Repo, req.Digest, off, len(want), req.Authorization)
+	if err == nil && !bytes.Equal(got, want) {
+		return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s is not what it shows there", req.Repo.Host, req.Digest)
+	}
+	return err
 }
 
 // Granted is true when the registry admitted the caller to the repository

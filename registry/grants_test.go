@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -47,10 +48,32 @@ func inBubble(t *testing.T, test func(b *bubble)) {
 // leave.
 func (b *bubble) admit(req Request, size int64, want int) {
 	b.Helper()
-	err := b.grants.AdmitBlob(b.Context(), b.up, req, size)
+	err := b.grants.AdmitBlob(b.Context(), b.up, req, b.held(req, size))
 	if status(err) != want || want == 0 && err != nil {
 		b.Errorf("AdmitBlob(%s@%s) = %v, want %d", req.Repo, req.Digest, err, want)
 	}
+}
+
+// held is content that we hold.
+type held string
+
+func (h held) Size() int64 { return int64(len(h)) }
+
+func (h held) ReadAt(p []byte, off int64) (int, error) {
+	return strings.NewReader(string(h)).ReadAt(p, off)
+}
+
+// held returns the blob as the origin has it in any repository, or else size
+// other bytes.
+func (b *bubble) held(req Request, size int64) held {
+	b.origin.mu.Lock()
+	defer b.origin.mu.Unlock()
+	for key, content := range b.content {
+		if strings.HasSuffix(key, "@"+req.Digest.String()) && int64(len(content)) == size {
+			return held(content)
+		}
+	}
+	return held(make([]byte, size))
 }
 
 func (b *bubble) expectAnswers(want ...string) {
@@ -67,7 +90,7 @@ func TestGrantHoldsForTheTTL(t *testing.T) {
 	inBubble(t, func(b *bubble) {
 		req := blobOf("a", b.push("a", "", "blob"), "")
 		b.admit(req, 4, 0)
-		b.expect(b.T, "HEAD a/blobs")
+		b.expect(b.T, "GET a/blobs") // to see that it has the blob
 		b.admit(req, 4, 0)
 		time.Sleep(testTTL - time.Nanosecond)
 		b.admit(req, 4, 0)
@@ -92,10 +115,10 @@ func TestGrantIsOfCallerAndRepository(t *testing.T) {
 		b.admit(blobOf("private", d1, ""), 4, 401)
 		b.admit(blobOf("private", d1, basic("bob")), 4, 401)
 		b.admit(blobOf("private", d2, basic("ann")), 5, 0)
-		b.expect(b.T, slices.Repeat([]string{"HEAD private/blobs"}, 5)...)
+		b.expect(b.T, "GET private/blobs", "GET private/blobs", "HEAD private/blobs", "HEAD private/blobs", "GET private/blobs")
 
 		b.admit(blobOf("public", d1, ""), 4, 0)
-		b.expect(b.T, "HEAD public/blobs")
+		b.expect(b.T, "GET public/blobs")
 		b.grants.Record(basic("bob"), Content{blobOf("public", d1, "").Repo, Blob, d1})
 		b.admit(blobOf("public", d1, basic("bob")), 4, 0)
 		b.expect(b.T)
@@ -138,7 +161,7 @@ func TestKindsAreApart(t *testing.T) {
 		req := blobOf("a", b.push("a", "", "blob"), "")
 		b.grants.Record("", Content{req.Repo, Manifest, req.Digest})
 		b.admit(req, 4, 0)
-		b.expect(b.T, "HEAD a/blobs")
+		b.expect(b.T, "GET a/blobs")
 	})
 }
 
@@ -173,7 +196,7 @@ func TestRateLimitIsNoRefusal(t *testing.T) {
 			b.admit(blobOf("a", d, ""), 4, 0)
 			b.admit(blobOf("a", d, ""), 4, 0)
 
-			err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("a", d, basic("ann")), 4)
+			err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("a", d, basic("ann")), held("blob"))
 			if e, ok := err.(*Error); !ok || busy == 429 && (e.Status != 429 || e.Header.Get("Retry-After") != "1") {
 				b.Errorf("AdmitBlob of a stranger = %v, want the registry's %d", err, busy)
 			}
@@ -234,7 +257,7 @@ func TestConcurrentQuestionsAreOne(t *testing.T) {
 		synctest.Wait()
 		close(gate)
 		wait.Wait()
-		b.expect(b.T, "HEAD a/blobs", "HEAD a/blobs") // one by each caller
+		b.expect(b.T, "GET a/blobs", "GET a/blobs") // one by each caller
 	})
 }
 
@@ -247,7 +270,7 @@ func TestQuestionOutlivesItsAsker(t *testing.T) {
 		ctx, leave := context.WithCancel(b.Context())
 		var wait sync.WaitGroup
 		wait.Go(func() {
-			if err := b.grants.AdmitBlob(ctx, b.up, req, 4); !errors.Is(err, context.Canceled) {
+			if err := b.grants.AdmitBlob(ctx, b.up, req, held("blob")); !errors.Is(err, context.Canceled) {
 				b.Errorf("AdmitBlob of who left = %v", err)
 			}
 		})
@@ -258,7 +281,7 @@ func TestQuestionOutlivesItsAsker(t *testing.T) {
 		synctest.Wait()
 		close(gate)
 		wait.Wait()
-		b.expect(b.T, "HEAD a/blobs")
+		b.expect(b.T, "GET a/blobs")
 		b.expectAnswers("granted")
 	})
 }
@@ -326,4 +349,55 @@ func TestGraceIsNoLessThanTheTTL(t *testing.T) {
 	if g.grace != time.Hour {
 		t.Errorf("grace = %v", g.grace)
 	}
+}
+
+// Anyone can run a registry that says yes to every digest.
+func TestRegistryThatOnlyClaimsABlob(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		secret := digest.FromString("secret")
+		b.with(func() { b.content["claims@"+secret.String()] = []byte("CLAIMS") })
+		for range 2 {
+			err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("claims", secret, ""), held("secret"))
+			if status(err) != 403 {
+				t.Errorf("AdmitBlob = %v, want 403", err)
+			}
+		}
+		if size, err := b.grants.StatBlob(b.Context(), b.up, blobOf("claims", secret, ""), 6); size != 6 || err != nil {
+			t.Errorf("StatBlob = %d, %v, want what the registry says", size, err)
+		}
+		if err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("claims", secret, ""), held("secret")); status(err) != 403 {
+			t.Errorf("AdmitBlob after StatBlob = %v, want 403", err)
+		}
+	})
+}
+
+// While a blob arrives nothing is known of it but who was admitted.
+func TestAdmitArriving(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		b.readers["private"] = "ann"
+		d := b.push("private", "", "blob")
+		ann, bob := blobOf("private", d, basic("ann")), blobOf("private", d, basic("bob"))
+		var rights Rights
+		rights.Add(ann.Repo, ann.Authorization)
+		b.grants.Began(ann)
+		admit := func(req Request, want int) {
+			t.Helper()
+			if err := b.grants.AdmitArriving(b.Context(), b.up, req, 4, &rights); status(err) != want || want == 0 && err != nil {
+				t.Errorf("AdmitArriving = %v, want %d", err, want)
+			}
+		}
+		admit(ann, 0)
+		b.expect(b.T)
+		admit(bob, 401)
+		b.expect(b.T, "HEAD private/blobs")
+		if rights.has(bob) {
+			t.Error("who was refused has a right")
+		}
+		if b.grants.member(Content{ann.Repo, Blob, d}) {
+			t.Error("a blob that is not whole counts as the repository's")
+		}
+		b.grants.Arrived(d, &rights)
+		b.admit(ann, 4, 0)
+		b.expect(b.T)
+	})
 }

@@ -54,6 +54,9 @@ type Handler struct {
 // ServeHTTP answers one request below /v2/.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	// What registries send is not ours: no browser may take it for a page.
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; sandbox")
 	err := h.serve(w, r)
 	if err == nil {
 		return

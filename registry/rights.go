@@ -11,7 +11,8 @@ import (
 
 // Rights are the callers on whose behalf one blob is being fetched. A fetch
 // outlives the caller who began it, and a token may end before a long blob
-// does, so a request in mid-blob goes out in the name of any of them.
+// does, so a request in mid-blob goes out in the name of any of them. All are
+// of one registry: another may have something else under the digest.
 type Rights struct {
 	mu   sync.Mutex // guards list
 	list []right    // the latest first
@@ -35,14 +36,28 @@ func (r *Rights) Add(repo Repository, authorization string) {
 	r.list = r.list[:min(len(r.list), maxRights)]
 }
 
+// From tells whether they are of the registry at host.
+func (r *Rights) From(host string) bool {
+	list := r.all()
+	return len(list) > 0 && list[0].repo.Host == host
+}
+
+// has tells whether req's caller and repository are among them.
+func (r *Rights) has(req Request) bool {
+	return slices.Contains(r.all(), right{req.Repo, req.Authorization})
+}
+
+func (r *Rights) all() []right {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.list)
+}
+
 // Each puts a question in the name of one caller after the other until it is
 // not refused, and returns the last error.
 func (r *Rights) Each(ask func(repo Repository, authorization string) error) (err error) {
-	r.mu.Lock()
-	list := slices.Clone(r.list)
-	r.mu.Unlock()
 	err = Unavailable("nobody is waiting any more")
-	for _, known := range list {
+	for _, known := range r.all() {
 		if err = ask(known.repo, known.authorization); !Refused(err) {
 			break
 		}

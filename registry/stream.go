@@ -22,6 +22,33 @@ type Stream struct {
 	done chan struct{}
 }
 
+// Uncached is the error of a blob that cannot be kept, or not be shared with
+// those who wait for it already: it is passed through instead, by a Stream that
+// whoever gets the error has to close.
+type Uncached struct {
+	Stream *Stream
+	Cause  error
+}
+
+func (u *Uncached) Error() string { return "blob is not cached: " + u.Cause.Error() }
+func (u *Uncached) Unwrap() error { return u.Cause }
+
+// Causes of an [Uncached].
+var (
+	ErrNoSize        = errors.New("the registry does not tell its size")
+	ErrOtherRegistry = errors.New("it is arriving from another registry")
+)
+
+// PassThrough asks up for a blob and returns it as an [*Uncached], or the error.
+// The stream outlives ctx.
+func PassThrough(ctx context.Context, up Upstream, req Request, cause error) error {
+	body, size, err := up.GetBlob(context.WithoutCancel(ctx), req.Repo, req.Digest, 0, req.Authorization)
+	if err != nil {
+		return err
+	}
+	return &Uncached{NewStream(body, size, req.Digest), cause}
+}
+
 // NewStream takes over body, which holds all of blob d; size in bytes is -1
 // where the upstream does not tell it.
 func NewStream(body io.ReadCloser, size int64, d digest.Digest) *Stream {

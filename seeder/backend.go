@@ -38,15 +38,15 @@ func (b *backend) GetManifest(ctx context.Context, req registry.Request) (ocispe
 
 func (b *backend) StatBlob(ctx context.Context, req registry.Request) (int64, error) {
 	if size, ok := b.origin.known(req.Digest); ok {
-		return size, b.grants.AdmitBlob(ctx, b.upstream, req, size)
+		return b.grants.StatBlob(ctx, b.upstream, req, size)
 	}
 	return b.upstream.StatBlob(ctx, req.Repo, req.Digest, req.Authorization)
 }
 
 func (b *backend) OpenBlob(ctx context.Context, req registry.Request) (registry.OpenBlob, error) {
 	blob, fetch, err := b.origin.acquire(ctx, req)
-	if u, ok := errors.AsType[*uncached](err); ok {
-		return u.stream, nil
+	if u, ok := errors.AsType[*registry.Uncached](err); ok {
+		return u.Stream, nil
 	}
 	if err != nil {
 		return nil, err

@@ -45,17 +45,6 @@ const maxStreams = 2
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
 
-// uncached is the error of a blob that cannot be kept: its size is not known,
-// or the disk does not take it. It is passed through instead.
-type uncached struct {
-	stream *registry.Stream
-	cause  error
-}
-
-func (u *uncached) Error() string { return "blob cannot be cached: " + u.cause.Error() }
-
-var errNoSize = errors.New("the registry does not tell its size")
-
 func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
 	return &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
@@ -64,12 +53,14 @@ func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared 
 }
 
 // acquire returns a blob for a caller whom the registry admits to it: whole,
-// or being fetched. The error may be an *uncached, with a stream to close.
+// or being fetched. The error may be a [*registry.Uncached].
 func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *fetch, error) {
 	for {
+		// The flight first: it ends only after what it brought is on record.
+		f, flying := o.flights.Get(req.Digest)
 		blob, err := o.store.Open(req.Digest)
 		if err == nil {
-			if err := o.grants.AdmitBlob(ctx, o.upstream, req, blob.Size()); err != nil {
+			if err := o.admit(ctx, req, blob, f, flying); err != nil {
 				blob.Close()
 				return nil, nil, err
 			}
@@ -83,11 +74,18 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			continue // it became whole while we looked
 		}
 		if err == nil && joined {
-			err = o.grants.AdmitBlob(ctx, o.upstream, req, f.partial.Size())
-			f.rights.Add(req.Repo, req.Authorization)
+			err = o.grants.AdmitArriving(ctx, o.upstream, req, f.partial.Size(), &f.rights)
 		}
 		return nil, f, err
 	}
+}
+
+// admit asks for a whole blob, which may have come in just now.
+func (o *origin) admit(ctx context.Context, req registry.Request, blob *layers.Blob, f *fetch, flying bool) error {
+	if flying && f.rights.From(req.Repo.Host) {
+		return o.grants.AdmitArriving(ctx, o.upstream, req, blob.Size(), &f.rights)
+	}
+	return o.grants.AdmitBlob(ctx, o.upstream, req, blob)
 }
 
 // begin asks the registry for a blob in the caller's name. That it is sent
@@ -101,7 +99,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		return nil, err
 	}
 	if size < 0 {
-		return nil, &uncached{registry.NewStream(body, size, req.Digest), errNoSize}
+		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: registry.ErrNoSize}
 	}
 	partial, err := o.store.Partial(req.Digest, size)
 	if errors.Is(err, layers.ErrWhole) {
@@ -111,9 +109,9 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if err != nil {
 		o.metrics.cacheError()
 		o.log.Error("blob not cached", "digest", req.Digest, "err", err)
-		return nil, &uncached{registry.NewStream(body, size, req.Digest), err}
+		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: err}
 	}
-	o.grants.Record(req.Authorization, registry.Content{Repo: req.Repo, Kind: registry.Blob, Digest: req.Digest})
+	o.grants.Began(req)
 	f := &fetch{partial: partial}
 	f.rights.Add(req.Repo, req.Authorization)
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
@@ -145,6 +143,7 @@ func (o *origin) run(f *fetch, first io.ReadCloser) {
 	<-f.partial.Done()
 	err := f.partial.Err()
 	if err == nil {
+		o.grants.Arrived(d, &f.rights)
 		_, err = o.shared.Share(o.ctx, d)
 	}
 	o.flights.End(d)

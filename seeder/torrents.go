@@ -30,9 +30,9 @@ func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	blob, fetch, err := s.origin.acquire(r.Context(), req)
-	if u, ok := errors.AsType[*uncached](err); ok {
-		u.stream.Close()
-		return registry.Unavailable("blob %s: %w", req.Digest, u.cause)
+	if u, ok := errors.AsType[*registry.Uncached](err); ok {
+		u.Stream.Close()
+		return registry.Unavailable("blob %s: %w", req.Digest, u.Cause)
 	}
 	if err != nil {
 		return err
