@@ -223,5 +223,9 @@ func (d *demo) pullAll(ctx context.Context, img *demoImage, seeder *child, mirro
 	if err != nil {
 		return nil, d.children.explain(err)
 	}
-	return d.report(ctx, img, seeder, mirrors, pulls)
+	report, err := d.report(ctx, img, seeder, mirrors, pulls)
+	if err != nil {
+		return nil, d.children.explain(err)
+	}
+	return report, nil
 }

@@ -21,8 +21,10 @@ func prefetchCommand() *cli.Command {
 		ArgsUsage: "IMAGE...",
 		Description: "Each mirror fetches the manifests, configs and layers of each IMAGE into its cache, all mirrors at once, so that they\n" +
 			"share the bytes among themselves. Private images are fetched with this user's own credentials, those of `docker login`\n" +
-			"and `podman login`. Exits with 0 only when every host has everything, otherwise with 1 and a line on stderr for each\n" +
-			"host that has not. What has been fetched stays, so a second run fetches what is missing.",
+			"and `podman login`; a mirror is given the token that a registry's token server grants for them, or, where a registry has\n" +
+			"none, user name and password themselves, so name mirrors across trusted networks only.\n\n" +
+			"Exits with 0 only when every host has everything, otherwise with 1 and a line on stderr for each host that has not. What\n" +
+			"has been fetched stays, so a second run fetches what is missing.",
 		Flags: []cli.Flag{
 			listOf("mirror", "`URL` or HOST:PORT of a mirror (repeatable; default: "+defaultMirror+", unless --mirrors-file is given)", checkMirrorAddress),
 			textOf("mirrors-file", "", "`FILE` with a mirror on each line; # begins a comment", nil),
