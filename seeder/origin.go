@@ -38,9 +38,9 @@ type fetch struct {
 }
 
 // maxStreams is how many mirrors stream a blob over HTTP while it is still
-// being fetched, instead of waiting for the metainfo: enough that the first
-// host loses no time, few enough that our link is left to the swarm.
-const maxStreams = 2
+// being fetched, instead of waiting for the metainfo: the first host loses no
+// time, and becomes a second source for the others; our link is left to them.
+const maxStreams = 1
 
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
