@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,7 @@ type daemon struct {
 	store    *layers.Store
 	swarm    *swarm.Client
 	metrics  *prometheus.Registry
+	dataDir  string // absolute: who asks for the status may be in another folder
 	insecure []string
 	cli      *cli.Context
 	log      *slog.Logger
@@ -77,7 +79,10 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache size: %w", err)
 	}
-	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: c.String("data-dir"), Limit: limit, Log: d.log, OnEvict: d.evicted})
+	if d.dataDir, err = filepath.Abs(c.String("data-dir")); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, Log: d.log, OnEvict: d.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
@@ -107,7 +112,7 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	d.log.Info("listening", "role", d.role, "addr", d.listener.Addr().String(), "peer_addr", d.swarm.Addr().String(),
-		"data_dir", d.cli.String("data-dir"), "version", buildVersion())
+		"data_dir", d.dataDir, "version", buildVersion())
 	group, ctx := errgroup.WithContext(d.cli.Context)
 	group.Go(func() error { return p.Run(ctx) })
 	group.Go(func() error {

@@ -26,7 +26,7 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 	s := statusReport{
 		Version: buildVersion(), Role: d.role,
 		Listen: d.listener.Addr().String(), PeerListen: d.swarm.Addr().String(),
-		DataDir: d.cli.String("data-dir"), Zone: d.cli.String("zone"),
+		DataDir: d.dataDir, Zone: d.cli.String("zone"),
 		DefaultRegistry: d.cli.String("default-registry"), InsecureRegistries: d.insecure,
 		Seeders:        seeders,
 		Cache:          cacheStatus{Bytes: usage.Bytes, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions},

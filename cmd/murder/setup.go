@@ -162,7 +162,7 @@ func checkPodmanRegistry(s string) error {
 
 func checkDockerRegistry(s string) error {
 	if name, err := engine.ParseRegistry(s); err != nil || name != "docker.io" {
-		return fmt.Errorf("Docker uses mirrors for Docker Hub only; pull by name instead: docker pull localhost:7080/%s/ORG/IMAGE:TAG", s)
+		return fmt.Errorf("for Docker there are mirrors of Docker Hub only; pull by name instead: docker pull localhost:7080/%s/ORG/IMAGE:TAG", s)
 	}
 	return nil
 }
