@@ -42,6 +42,7 @@ func TestBadInput(t *testing.T) {
 		{"ns with a URL", "GET", good + "?ns=http://host", nil, 400, ""},
 		{"ns with a bad port", "GET", good + "?ns=host:99999", nil, 400, ""},
 		{"ns with CRLF", "GET", good + "?ns=host%0d%0aX:1", nil, 400, ""},
+		{"ns twice", "GET", good + "?" + ns + "&ns=other.example", nil, 400, ""},
 		{"bad query", "GET", good + "?" + ns + "&%zz", nil, 400, ""},
 		{"PUT of a manifest", "PUT", "/v2/" + publicRepo + "/manifests/v1?" + ns, nil, 405, "UNSUPPORTED"},
 		{"POST of an upload", "POST", "/v2/" + publicRepo + "/blobs/uploads/?" + ns, nil, 405, "UNSUPPORTED"},
