@@ -64,6 +64,9 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	d.rights.Add(req.Repo, req.Authorization)
 	size, err := d.askSeeder(req)
 	if err == nil && d.seeder == nil {
+		if d.why != whyNoSeeder {
+			m.fellBack(d.why)
+		}
 		d.first, size, err = m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
 		if err == nil && size < 0 {
 			return nil, &registry.Uncached{Stream: registry.NewStream(d.first, size, req.Digest), Cause: registry.ErrNoSize}
@@ -94,34 +97,37 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 // nil; an error is the registry's verdict on the caller.
 func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	m := d.mirror
-	seeder := m.seeders.pick()
 	if m.suspects.has(req.Digest) {
 		d.why = whyWrong
 		return 0, nil
 	}
-	if seeder == nil {
-		d.why = whyNoSeeder
-		if len(m.cfg.Seeders) > 0 {
-			d.why = whySeederFailed
-		}
-		return 0, nil
-	}
-	metainfo, arrival, err := seeder.Torrent(m.ctx, req.Repo, req.Digest, req.Authorization, 0)
-	if registry.Refused(err) {
-		return 0, err
-	}
-	if err != nil {
-		m.seeders.failed(m.ctx, seeder, err)
+	d.why = whyNoSeeder
+	if len(m.cfg.Seeders) > 0 {
 		d.why = whySeederFailed
-		return 0, nil
 	}
-	d.seeder = seeder
+	for _, seeder := range m.seeders.well() {
+		metainfo, arrival, err := seeder.Torrent(m.ctx, req.Repo, req.Digest, req.Authorization, 0)
+		switch {
+		case err == nil:
+			return d.take(seeder, metainfo, arrival), nil
+		case registry.Refused(err):
+			return 0, err
+		case !m.seeders.failed(m.ctx, seeder, err):
+			return 0, nil // it is there, but cannot: no more could the next
+		}
+	}
+	return 0, nil
+}
+
+// take notes what a seeder has told of the blob, and returns the size.
+func (d *download) take(seeder Seeder, metainfo *layers.Metainfo, arrival layers.Arrival) (size int64) {
+	d.seeder, d.why = seeder, ""
 	if metainfo != nil {
 		d.setMetainfo(metainfo)
-		return metainfo.Size(), nil
+		return metainfo.Size()
 	}
 	d.stream = arrival.Stream
-	return arrival.Size, nil
+	return arrival.Size
 }
 
 func (d *download) setMetainfo(m *layers.Metainfo) {

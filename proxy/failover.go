@@ -23,16 +23,16 @@ type failover struct {
 var _ registry.Upstream = (*failover)(nil)
 
 func try[T any](ctx context.Context, f *failover, ask func(registry.Upstream) (T, error)) (T, error) {
-	seeder := f.seeders.pick()
-	if seeder == nil {
-		return ask(f.registries)
+	for _, seeder := range f.seeders.well() {
+		answer, err := ask(seeder)
+		if err == nil || registry.Refused(err) || ctx.Err() != nil {
+			return answer, err
+		}
+		f.fellBack(whySeederFailed)
+		if !f.seeders.failed(ctx, seeder, err) {
+			break // it is there, but cannot: no more could the next
+		}
 	}
-	answer, err := ask(seeder)
-	if err == nil || registry.Refused(err) || ctx.Err() != nil {
-		return answer, err
-	}
-	f.seeders.failed(ctx, seeder, err)
-	f.fellBack(whySeederFailed)
 	return ask(f.registries)
 }
 

@@ -37,33 +37,33 @@ func newSeeders(ctx context.Context, running *sync.WaitGroup, list []Seeder, log
 	return &seeders{ctx: ctx, running: running, log: log, list: list, ill: make(map[Seeder]SeederHealth)}
 }
 
-// pick returns the first seeder that is well, or nil.
-func (s *seeders) pick() Seeder {
+// well returns the seeders that can be asked, in order.
+func (s *seeders) well() (list []Seeder) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, seeder := range s.list {
 		if _, ill := s.ill[seeder]; !ill {
-			return seeder
+			list = append(list, seeder)
 		}
 	}
-	return nil
+	return list
 }
 
 // failed is told of an error that a seeder's answer gave, and decides whether
 // the seeder is ill. ctx is the asker's: leaving is not the seeder's fault.
-func (s *seeders) failed(ctx context.Context, seeder Seeder, err error) {
+func (s *seeders) failed(ctx context.Context, seeder Seeder, err error) (ill bool) {
 	if !errors.Is(err, registry.ErrUnreachable) || ctx.Err() != nil {
-		return
+		return false
 	}
 	s.mu.Lock()
 	_, known := s.ill[seeder]
 	s.ill[seeder] = SeederHealth{URL: seeder.URL(), Error: err.Error(), Checked: time.Now()}
 	s.mu.Unlock()
-	if known {
-		return
+	if !known {
+		s.log.Warn("seeder is ill, pulls go on without it", "seeder", seeder.URL(), "err", err)
+		s.running.Go(func() { s.await(seeder) })
 	}
-	s.log.Warn("seeder is ill, pulls go on without it", "seeder", seeder.URL(), "err", err)
-	s.running.Go(func() { s.await(seeder) })
+	return true
 }
 
 // await asks until the seeder is well again.

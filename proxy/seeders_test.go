@@ -1,0 +1,122 @@
+package proxy_test
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/layers"
+)
+
+// A pull that the registry could serve succeeds, whatever is at the seeder's
+// address.
+func TestNoUseOfASeeder(t *testing.T) {
+	t.Parallel()
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, "<html>It works!</html>")
+	})
+	for name, seeder := range map[string]func(testing.TB) string{
+		"refuses": func(t testing.TB) string { return refusing(t) },
+		"404":     func(t testing.TB) string { return serveURL(t, http.NotFoundHandler()) },
+		"page":    func(t testing.TB) string { return serveURL(t, page) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			manifest := up.pushImage(t, "app", "v1", random(1000, 10), random(big, 11))
+			m := newMirror(t, up, []string{seeder(t)})
+			if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 || digest.FromBytes(a.body) != manifest {
+				t.Errorf("manifest = %d %q", a.status, clip(a.body))
+			}
+			m.mustPull(t, "app", random(1000, 10))
+			m.mustPull(t, "app", random(big, 11))
+			for _, b := range [][]byte{random(1000, 10), random(big, 11)} {
+				if r := m.settled(t, digest.FromBytes(b)); r.Way != "upstream" || r.Why != "seeder unreachable" || r.From[layers.FromUpstream] != int64(len(b)) {
+					t.Errorf("record = %+v, want all from upstream", r)
+				}
+			}
+			if a := m.request(t, "GET", "/v2/app/tags/list", ""); a.status != 200 || !strings.Contains(string(a.body), "v1") {
+				t.Errorf("tags = %d %q", a.status, clip(a.body))
+			}
+			if m.counter(t, "murder_fallbacks_total", "seeder unreachable") == 0 {
+				t.Error("no fallback was counted")
+			}
+		})
+	}
+}
+
+// A seeder that hangs costs a pull a second, once.
+func TestMuteSeeder(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	up.pushImage(t, "app", "v1", random(1000, 12), random(big, 13))
+	hung := newMute(t)
+	m := newMirror(t, up, []string{hung.url})
+	begun := time.Now()
+	if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 {
+		t.Errorf("manifest = %d %q", a.status, clip(a.body))
+	}
+	first := time.Since(begun)
+	m.mustPull(t, "app", random(1000, 12))
+	m.mustPull(t, "app", random(big, 13))
+	if first > 2*time.Second { // one is the promise; the machine may be busy
+		t.Errorf("the registry was asked after %v, want within a second", first)
+	}
+	// One connection for the question, and one a second for /livez.
+	if n, most := hung.accepted.Load(), int64(time.Since(begun)/time.Second)+2; n > most {
+		t.Errorf("%d connections to a seeder that hangs, want at most %d", n, most)
+	}
+	if health := m.Seeders(); len(health) != 1 || health[0].OK || health[0].Error == "" {
+		t.Errorf("health = %+v", health)
+	}
+}
+
+// A seeder is asked again when it is well again.
+func TestSeederComesBack(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	origin := newSeeder(t, up)
+	var away atomic.Bool
+	m := newMirror(t, up, []string{serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		origin.server.Config.Handler.ServeHTTP(w, r)
+	}))})
+	away.Store(true)
+	b := random(big, 14)
+	d := up.push(t, "app", false, b)
+	m.mustPull(t, "app", b)
+	if r := m.settled(t, d); r.Way != "upstream" {
+		t.Errorf("way without the seeder = %+v", r)
+	}
+	away.Store(false)
+	eventually(t, "seeder is well", func() bool { return m.Seeders()[0].OK })
+	b = random(big, 15)
+	d = up.push(t, "app", false, b)
+	m.mustPull(t, "app", b)
+	if r := m.settled(t, d); r.From[layers.FromUpstream] != 0 {
+		t.Errorf("record with the seeder back = %+v", r)
+	}
+}
+
+// The next seeder is asked before the registry.
+func TestSecondSeeder(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	manifest := up.pushImage(t, "app", "v1", random(1000, 22), random(big, 23))
+	m := newMirror(t, up, []string{refusing(t), newSeeder(t, up).server.URL})
+	m.mustPull(t, "app", random(big, 23))
+	if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 || digest.FromBytes(a.body) != manifest {
+		t.Errorf("manifest = %d %q", a.status, clip(a.body))
+	}
+	if r := m.settled(t, digest.FromBytes(random(big, 23))); r.From[layers.FromUpstream] != 0 {
+		t.Errorf("record = %+v, want nothing from upstream", r)
+	}
+}
