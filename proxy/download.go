@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -49,6 +50,8 @@ type download struct {
 	metainfo  *layers.Metainfo // set before hasMeta is closed
 	hasMeta   chan struct{}
 	awaitMeta sync.Once
+	noMeta    chan struct{} // closed when the metainfo is waited for no more
+	streamAt  time.Time     // until when a cold blob waits for it
 
 	mu   sync.Mutex // guards ways
 	ways map[string]bool
@@ -60,7 +63,8 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
-	d := &download{mirror: m, hasMeta: make(chan struct{}), ways: make(map[string]bool)}
+	d := &download{mirror: m, hasMeta: make(chan struct{}), noMeta: make(chan struct{}),
+		streamAt: time.Now().Add(m.coldWait), ways: make(map[string]bool)}
 	d.rights.Add(req.Repo, req.Authorization)
 	size, err := d.askSeeder(req)
 	if err == nil && d.seeder == nil {
@@ -247,13 +251,13 @@ func (d *download) pause(fruitless int) {
 
 // bySwarm needs the metainfo, and a seeder that may be away by now.
 func (d *download) bySwarm(ctx context.Context) error {
-	select {
-	case <-d.hasMeta:
-	default:
+	if d.partial.Size() < layers.SmallBlob {
+		if d.seeder != nil && d.why == "" {
+			d.why = whySmall // the way to come says so
+		}
 		return errSkip
 	}
-	if d.partial.Size() < layers.SmallBlob {
-		d.why = whySmall // the way to come says so
+	if !d.knowsMetainfo() {
 		return errSkip
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -294,7 +298,7 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 			continue
 		default:
 		}
-		if silent := time.Since(last); silent > stallAfter || silent > time.Second && !d.seederLives(ctx) {
+		if silent := time.Since(last); silent > d.mirror.stallAfter || silent > time.Second && !d.seederLives(ctx) {
 			cancel(errStalled)
 			return
 		}
@@ -329,32 +333,36 @@ func (d *download) bySeeder(ctx context.Context) error {
 	if d.seeder == nil || d.mirror.seeders.isIll(d.seeder) {
 		return errSkip
 	}
-	metaCame := d.hasMeta
-	select {
-	case <-d.hasMeta:
-		metaCame = nil // we have it: the swarm has been tried
-	default:
-		d.awaitMeta.Do(func() { d.mirror.running.Go(d.awaitMetainfo) })
-		if !d.stream && d.partial.Size() >= layers.SmallBlob && d.metainfoComes(ctx, coldWait) {
-			return errMetainfo
-		}
-		d.why = whyCold
-		d.mirror.ledger.Way(d.partial.Digest(), "seeder", d.why)
+	if d.partial.Size() < layers.SmallBlob || d.knowsMetainfo() { // the swarm is not for it, or has been tried
+		err := d.fill(ctx, "seeder", d.seeder)
+		d.mirror.seeders.failed(ctx, d.seeder, err)
+		return err
 	}
+	d.awaitMeta.Do(func() { d.mirror.running.Go(d.awaitMetainfo) })
+	if !d.stream && d.metainfoComes(ctx) {
+		return errMetainfo
+	}
+	if d.mirror.seeders.isIll(d.seeder) {
+		return fmt.Errorf("seeder waited for is %w", registry.ErrUnreachable)
+	}
+	d.why = whyCold
+	d.mirror.ledger.Way(d.partial.Digest(), "seeder", d.why)
+	return d.streamCold(ctx)
+}
+
+// streamCold streams until the metainfo comes.
+func (d *download) streamCold(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
 	defer cancel(nil)
-	if metaCame != nil && d.partial.Size() >= layers.SmallBlob {
-		var waiting sync.WaitGroup
-		defer waiting.Wait()
-		waiting.Go(func() {
-			select {
-			case <-metaCame:
-				cancel(errMetainfo)
-			case <-ctx.Done():
-			}
-		})
-		defer cancel(nil)
-	}
+	waiting.Go(func() {
+		select {
+		case <-d.hasMeta:
+			cancel(errMetainfo)
+		case <-ctx.Done():
+		}
+	})
 	err := d.fill(ctx, "seeder", d.seeder)
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errMetainfo) {
 		return cause
@@ -363,23 +371,34 @@ func (d *download) bySeeder(ctx context.Context) error {
 	return err
 }
 
-// metainfoComes waits for the metainfo for so long.
-func (d *download) metainfoComes(ctx context.Context, long time.Duration) bool {
-	timer := time.NewTimer(long)
-	defer timer.Stop()
+func (d *download) knowsMetainfo() bool {
 	select {
 	case <-d.hasMeta:
 		return true
+	default:
+		return false
+	}
+}
+
+// metainfoComes waits for the metainfo of a blob that the seeder is fetching,
+// as long as a client may be kept waiting.
+func (d *download) metainfoComes(ctx context.Context) bool {
+	timer := time.NewTimer(time.Until(d.streamAt))
+	defer timer.Stop()
+	select {
+	case <-d.hasMeta:
+	case <-d.noMeta:
 	case <-timer.C:
 	case <-ctx.Done():
 	case <-d.partial.Done():
 	}
-	return false
+	return d.knowsMetainfo()
 }
 
 // awaitMetainfo asks until the seeder has the metainfo ready. It is no matter
 // when that fails: the blob then comes another way.
 func (d *download) awaitMetainfo() {
+	defer close(d.noMeta)
 	ctx, cancel := context.WithCancel(d.mirror.ctx)
 	defer cancel()
 	d.mirror.running.Go(func() {
@@ -390,13 +409,19 @@ func (d *download) awaitMetainfo() {
 		}
 	})
 	for ctx.Err() == nil {
+		again := time.After(time.Second) // in case that the seeder does not let us wait
 		m, err := d.rightfulTorrent(ctx)
 		if err != nil {
+			d.mirror.seeders.failed(ctx, d.seeder, err)
 			return
 		}
 		if m != nil {
 			d.setMetainfo(m)
 			return
+		}
+		select {
+		case <-again:
+		case <-ctx.Done():
 		}
 	}
 }

@@ -72,13 +72,17 @@ type Mirror struct {
 	suspects  suspects
 	pings     pings
 	ledger    *layers.Ledger
-	pulls     *registry.Handler
-	mux       *http.ServeMux // of all else
+
+	coldWait, stallAfter time.Duration // the constants, but in tests
+
+	pulls *registry.Handler
+	mux   *http.ServeMux // of all else
 }
 
 // Open returns a Mirror that works until ctx ends.
 func Open(ctx context.Context, cfg Config) *Mirror {
-	m := &Mirror{cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger()}
+	m := &Mirror{cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger(),
+		coldWait: coldWait, stallAfter: stallAfter}
 	m.grants.OnAnswer = cfg.Metrics.authorized
 	m.seeders = newSeeders(ctx, &m.running, cfg.Seeders, cfg.Log)
 	m.upstream = &failover{m.seeders, cfg.Registries, m.fellBack}

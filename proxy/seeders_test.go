@@ -120,3 +120,104 @@ func TestSecondSeeder(t *testing.T) {
 		t.Errorf("record = %+v, want nothing from upstream", r)
 	}
 }
+// middle is a server before a seeder that begins to fail in the middle of a
+// blob.
+func middle(t testing.TB, origin *testSeeder, after int64, fail func(w http.ResponseWriter, r *http.Request)) string {
+	var ill atomic.Bool
+	return serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ill.Load() {
+			fail(w, r)
+		}
+		if r.Method == "GET" && strings.Contains(r.URL.Path, "/blobs/") {
+			w = &failingWriter{ResponseWriter: w, left: after, fail: func() {
+				ill.Store(true)
+				fail(w, r)
+			}}
+		}
+		origin.server.Config.Handler.ServeHTTP(w, r)
+	}))
+}
+
+type failingWriter struct {
+	http.ResponseWriter
+	left int64
+	fail func()
+}
+
+func (w *failingWriter) Write(b []byte) (int, error) {
+	if int64(len(b)) > w.left {
+		w.ResponseWriter.Write(b[:w.left])
+		http.NewResponseController(w.ResponseWriter).Flush()
+		w.fail()
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.left -= int64(n)
+	return n, err
+}
+
+// A seeder that dies or hangs in the middle of a blob is left for the
+// registry, at the byte where it stopped.
+func TestSeederFailsInMidBlob(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(w http.ResponseWriter, r *http.Request){
+		"dies":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"hangs": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done(); panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			b := random(big, 16)
+			d := up.push(t, "app", false, b)
+			held, hold := make(chan struct{}), make(chan struct{})
+			up.fail(&fault{left: 1, at: 3 << 20, held: held, hold: hold}) // so that the mirror streams
+			m := newMirror(t, up, []string{middle(t, newSeeder(t, up), 2<<20, fail)})
+			begun := time.Now()
+			resp, err := m.open(t, "GET", blobPath("app", d), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			answer{resp.StatusCode, resp.Header, body, err}.mustBe(t, b)
+			if took := time.Since(begun); took > 6*time.Second {
+				t.Errorf("pull took %v", took)
+			}
+			r := m.settled(t, d)
+			if r.From[layers.FromSeeder] != 2<<20 || r.From[layers.FromUpstream] != int64(len(b))-2<<20 {
+				t.Errorf("record = %+v, want 2 MiB from the seeder and the rest from upstream", r)
+			}
+			gets := up.seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.ranges != "bytes=2097152-" {
+				t.Errorf("the registry was asked for %q, want the rest", last.ranges)
+			}
+			close(hold)
+		})
+	}
+}
+
+// A seeder that dies while a mirror waits for its metainfo is not waited for.
+func TestSeederDiesWhileWaitedFor(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 17)
+	d := up.push(t, "app", false, b)
+	hold := make(chan struct{})
+	defer close(hold)
+	up.fail(&fault{left: 1, at: 1 << 20, hold: hold})
+	origin := newSeeder(t, up)
+	a := origin.request(t, "GET", "/v1/torrents/"+d.String()+"?repo=app", "")
+	if a.status != http.StatusAccepted || !strings.Contains(string(a.body), `"stream":true`) { // the next is to wait
+		t.Fatalf("torrent = %d %s", a.status, clip(a.body))
+	}
+	m := newMirror(t, up, []string{origin.server.URL})
+	pulled := make(chan answer, 1)
+	go func() { pulled <- m.pull(t, "app", d) }()
+	eventually(t, "metainfo is waited for", func() bool { return origin.requests.Load() >= 3 })
+	begun := time.Now()
+	origin.close()
+	(<-pulled).mustBe(t, b)
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("the dead seeder was waited for: the pull took %v", took)
+	}
+}
+
