@@ -151,16 +151,23 @@ func (d *download) run() {
 	if err == nil {
 		m.grants.Arrived(p.Digest(), &d.rights)
 	}
+	if err != nil {
+		m.shared.Drop(p.Digest()) // the swarm of wrong bytes, if they came from one
+	}
+	if errors.Is(err, layers.ErrMismatch) {
+		m.suspects.add(p.Digest())
+	}
 	m.flights.End(p.Digest())
 	record := m.ledger.End(p.Digest(), err)
 	log := m.cfg.Log.With("digest", p.Digest(), "bytes", p.Size(), "peer", record.From[layers.FromPeer],
 		"seeder", record.From[layers.FromSeeder], "upstream", record.From[layers.FromUpstream], "why", record.Why,
 		"dur", time.Duration(record.TookMS)*time.Millisecond)
+	if m.ctx.Err() != nil && err != nil {
+		log.Info("blob left half done")
+		return
+	}
 	if err != nil {
 		log.Error("blob not brought", "err", err)
-		if errors.Is(err, layers.ErrMismatch) {
-			m.suspects.add(p.Digest())
-		}
 		return
 	}
 	log.Info("blob brought")
@@ -436,7 +443,13 @@ func (d *download) rightfulTorrent(ctx context.Context) (m *layers.Metainfo, err
 
 // byUpstream goes to the registry itself.
 func (d *download) byUpstream(ctx context.Context) error {
-	return d.fill(ctx, "upstream", d.mirror.cfg.Registries)
+	err := d.fill(ctx, "upstream", d.mirror.cfg.Registries)
+	if errors.Is(err, layers.ErrMismatch) {
+		// The registry's bytes contradict what a seeder told of the blob. The
+		// next download begins anew, and asks no seeder.
+		d.partial.Fail(err)
+	}
+	return err
 }
 
 func (d *download) fill(ctx context.Context, way string, up registry.Upstream) error {
@@ -449,7 +462,11 @@ func (d *download) fill(ctx context.Context, way string, up registry.Upstream) e
 			}
 			body.Close() // an earlier download left us more than nothing
 		}
-		body, _, err := d.rights.GetBlob(ctx, up, d.partial.Digest(), off)
+		body, size, err := d.rights.GetBlob(ctx, up, d.partial.Digest(), off)
+		if err == nil && size >= 0 && size != d.partial.Size() {
+			body.Close()
+			return nil, fmt.Errorf("%d bytes there, %d promised: %w", size, d.partial.Size(), layers.ErrMismatch)
+		}
 		return body, err
 	}
 	return layers.Fill(ctx, d.partial, open, func(n int) { d.received(from, way, n) })

@@ -1,8 +1,15 @@
 package proxy
 
-import "time"
+import (
+	"time"
+
+	"github.com/murderp2p/murder/layers"
+)
 
 // Hurry makes a mirror wait less before it leaves a way.
 func (m *Mirror) Hurry(coldWait, stallAfter time.Duration) {
 	m.coldWait, m.stallAfter = coldWait, stallAfter
 }
+
+// Shares tells whether a mirror offers a swarm's blob.
+func (m *Mirror) Shares(ih layers.InfoHash) bool { return m.shared.Has(ih) }

@@ -1,8 +1,11 @@
 package proxy_test
 
 import (
+	"bytes"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm"
 )
 
 // A pull that the registry could serve succeeds, whatever is at the seeder's
@@ -218,6 +222,146 @@ func TestSeederDiesWhileWaitedFor(t *testing.T) {
 	(<-pulled).mustBe(t, b)
 	if took := time.Since(begun); took > 3*time.Second {
 		t.Errorf("the dead seeder was waited for: the pull took %v", took)
+	}
+}
+
+// lie makes the metainfo of wrong bytes under a blob's digest.
+func lie(t testing.TB, d digest.Digest, wrong []byte) *layers.Metainfo {
+	t.Helper()
+	store, err := layers.OpenStore(layers.StoreConfig{Dir: t.TempDir(), Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	other := digest.FromBytes(wrong)
+	p, err := store.Partial(other, int64(len(wrong)))
+	if err == nil {
+		err = p.Append(wrong)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "wrong bytes stored", p.Done())
+	truth, err := store.Metainfo(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := layers.ParseMetainfo(bytes.Replace(truth.Bytes(), []byte(other.Encoded()), []byte(d.Encoded()), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// corrupt makes a seeder whose cache holds wrong bytes under a digest, and
+// metainfo that fits them.
+func corrupt(t testing.TB, up *upstream, d digest.Digest, wrong []byte) (*testSeeder, *layers.Metainfo) {
+	t.Helper()
+	dir, m := t.TempDir(), lie(t, d, wrong)
+	for path, content := range map[string][]byte{
+		filepath.Join("blobs", d.Algorithm().String(), d.Encoded()):                  wrong,
+		filepath.Join("torrents", d.Algorithm().String()+"-"+d.Encoded()+".torrent"): m.Bytes(),
+	} {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return newSeederIn(t, dir, swarm.Config{}, up), m
+}
+
+// A seeder whose metainfo and bytes are wrong cannot fail a pull twice, nor
+// have a wrong byte end politely.
+func TestLyingSeeder(t *testing.T) {
+	t.Parallel()
+	for name, sizes := range map[string][2]int{"large": {big, big}, "small": {1000, 1000}, "short": {big, big - 1000}, "long": {big, big + 1000}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			b := random(sizes[0], 18)
+			d := up.push(t, "app", false, b)
+			liar, lie := corrupt(t, up, d, random(sizes[1], 19))
+			// Let in by the registry, for the test's sake, whatever it asks.
+			m := newMirror(t, up, []string{believed(t, up, liar)})
+			m.Hurry(time.Second, time.Second)
+			if a := m.pull(t, "app", d); a.err == nil {
+				a.mustBe(t, b)
+			} else {
+				m.settled(t, d)
+				m.mustPull(t, "app", b)
+			}
+			m.settled(t, d)
+			m.mustPull(t, "app", b)
+			want, err := m.store.Metainfo(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(b) >= layers.SmallBlob {
+				eventually(t, "right blob shared, wrong one left", func() bool {
+					return m.Shares(want.InfoHash()) && !m.Shares(lie.InfoHash()) && m.swarm.Stats().Active == 1
+				})
+			}
+		})
+	}
+}
+
+// believed answers for a seeder that asks no registry before it hands out a
+// blob, as one that was let in before its disk went bad.
+func believed(t testing.TB, up *upstream, s *testSeeder) string {
+	return serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		dir, d, _ := strings.Cut(r.URL.Path[1:], "sha256:")
+		parsed := digest.Digest("sha256:" + d)
+		switch {
+		case dir == "v1/torrents/":
+			m, err := s.store.Metainfo(parsed)
+			if err != nil {
+				t.Error(err)
+			} else {
+				w.Write(m.Bytes())
+			}
+		case strings.HasSuffix(dir, "/blobs/"):
+			blob, err := s.store.Open(parsed)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer blob.Close()
+			http.ServeContent(w, r, "", time.Time{}, blob.File())
+		default:
+			s.server.Config.Handler.ServeHTTP(w, r)
+		}
+	}))
+}
+
+// A seeder whose metainfo is a lie and whose swarm nobody is in.
+func TestLyingMetainfo(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 20)
+	d := up.push(t, "app", false, b)
+	lie := lie(t, d, random(big, 21))
+	honest := newSeeder(t, up)
+	honest.mustPull(t, "app", b)
+	m := newMirror(t, up, []string{serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/v1/torrents/") {
+			w.Write(lie.Bytes())
+			return
+		}
+		honest.server.Config.Handler.ServeHTTP(w, r)
+	}))})
+	m.Hurry(time.Second, time.Second)
+	begun := time.Now()
+	if a := m.pull(t, "app", d); a.err == nil {
+		a.mustBe(t, b)
+	} else {
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("the lie was found out after %v", took)
+		}
+		m.settled(t, d)
+		m.mustPull(t, "app", b)
 	}
 }
 
