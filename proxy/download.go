@@ -53,8 +53,9 @@ type download struct {
 	noMeta    chan struct{} // closed when the metainfo is waited for no more
 	streamAt  time.Time     // until when a cold blob waits for it
 
-	mu   sync.Mutex // guards ways
-	ways map[string]bool
+	mu      sync.Mutex // guards the two below
+	ways    map[string]bool
+	counted moved // of what the swarm has brought
 }
 
 // begin asks the seeder for a blob, or else the registry, in the caller's
@@ -136,6 +137,8 @@ func (d *download) take(seeder Seeder, metainfo *layers.Metainfo, arrival layers
 
 func (d *download) setMetainfo(m *layers.Metainfo) {
 	d.metainfo = m
+	// What an earlier download of the blob has had of the swarm is not ours.
+	d.counted.peers, d.counted.seeders = d.mirror.cfg.Swarm.Received(m.InfoHash())
 	close(d.hasMeta)
 }
 
@@ -285,8 +288,7 @@ func (d *download) bySwarm(ctx context.Context) error {
 // watch counts what the swarm brings, and ends a fetch that brings nothing:
 // soon when the seeder is away, since then a piece may be missing for good.
 func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
-	var counted moved
-	defer func() { d.count(&counted) }()
+	defer d.count()
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	last, progress := time.Now(), d.partial.Progress()
@@ -298,7 +300,7 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 			return
 		case <-tick.C:
 		}
-		d.count(&counted)
+		d.count()
 		select {
 		case <-progress:
 			last, progress = time.Now(), d.partial.Progress()
@@ -327,11 +329,15 @@ func (d *download) seederLives(ctx context.Context) bool {
 type moved struct{ peers, seeders int64 }
 
 // count notes what the swarm has brought since the last time.
-func (d *download) count(before *moved) {
+func (d *download) count() {
 	peers, seeders := d.mirror.cfg.Swarm.Received(d.metainfo.InfoHash())
-	d.received(layers.FromPeer, "swarm", int(peers-before.peers))
-	d.received(layers.FromSeeder, "swarm", int(seeders-before.seeders))
-	*before = moved{peers, seeders}
+	d.mu.Lock()
+	before := d.counted
+	d.counted = moved{max(peers, before.peers), max(seeders, before.seeders)}
+	now := d.counted
+	d.mu.Unlock()
+	d.received(layers.FromPeer, "swarm", int(now.peers-before.peers))
+	d.received(layers.FromSeeder, "swarm", int(now.seeders-before.seeders))
 }
 
 // bySeeder streams over HTTP what is missing, until the metainfo comes and the
@@ -484,6 +490,9 @@ func (d *download) received(from layers.Source, way string, n int) {
 
 // source names the one way that brought the blob, or says that several did.
 func (d *download) source() string {
+	if d.knowsMetainfo() {
+		d.count() // the client may be served before that is done next
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.ways) != 1 {

@@ -213,6 +213,9 @@ func (m *Mirror) prefetchBlob(ctx context.Context, req registry.Request, desc oc
 	if err := d.partial.Err(); err != nil {
 		return nil, err
 	}
+	if d.knowsMetainfo() {
+		d.count()
+	}
 	for _, record := range m.ledger.Records(desc.Digest) {
 		from = record.From
 	}
