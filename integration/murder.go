@@ -48,6 +48,7 @@ type daemonConfig struct {
 	Default  string   // --default-registry
 	Insecure []string // registries that speak HTTP
 	DataDir  string   // a new one when empty
+	DiskSize string   // not empty puts the data folder on a disk of its own; tmpfs's size=
 	Listen   string   // 127.0.0.1:0 when empty
 	Flags    []string // any others
 }
@@ -94,7 +95,12 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	if cfg.Default != "" {
 		args = append(args, "--default-registry", cfg.Default)
 	}
-	p := startProcess(t, processConfig{Name: "murder " + role, Args: append(args, cfg.Flags...)})
+	args = append(args, cfg.Flags...)
+	if cfg.DiskSize != "" {
+		mount := `mkdir -p "$0" && mount -t tmpfs -o size=` + cfg.DiskSize + ` tmpfs "$0" && exec "$@"`
+		args = append([]string{"sh", "-c", mount, cfg.DataDir}, args...)
+	}
+	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, OwnMounts: cfg.DiskSize != ""})
 	var listening struct {
 		Msg      string `json:"msg"`
 		Addr     string `json:"addr"`
