@@ -44,7 +44,7 @@ func (c *Client) Announce() string { return c.url.JoinPath("/announce").String()
 
 // Alive returns nil when the seeder answers within the second that a pull may
 // lose by it.
-func (c *Client) Alive(ctx context.Context) error { return c.health.probe(ctx, answerWithin) }
+func (c *Client) Alive(ctx context.Context) error { return c.health.check(ctx) }
 
 // Torrent asks for the metainfo of a blob and thereby has the seeder fetch
 // the blob, if the registry admits the caller. While it is being made m is

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/murderp2p/murder/registry"
@@ -14,7 +15,9 @@ import (
 
 // A mirror gives a seeder up within a second. But a seeder may rightly be
 // silent for longer than that, while its registry thinks: so a silence is
-// only the reason to ask /livez, and a seeder that answers it is waited for.
+// only the reason to ask /livez, and a seeder that answers it is waited for. So
+// is one of which anything else has come meanwhile: on a host under load the
+// probe may be what is late.
 const (
 	silence      = 150 * time.Millisecond // before the first answer
 	answerWithin = 750 * time.Millisecond // for /livez; together under a second
@@ -34,7 +37,10 @@ type patience struct {
 	requests http.RoundTripper
 	probes   http.RoundTripper // a connection of their own: the other may be what hangs
 	livez    string
+	alive    atomic.Int64 // when anything last came from the seeder, in nanoseconds since 1970
 }
+
+func (p *patience) lives() { p.alive.Store(time.Now().UnixNano()) }
 
 func newPatience(livez string) *patience {
 	transport := func() *http.Transport {
@@ -46,9 +52,17 @@ func newPatience(livez string) *patience {
 	return &patience{requests: transport(), probes: transport(), livez: livez}
 }
 
-// probe returns nil when /livez answers within limit.
-func (p *patience) probe(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// check returns nil when /livez answers in time, or anything else does.
+func (p *patience) check(ctx context.Context) error {
+	err := p.probe(ctx)
+	if err != nil && time.Since(time.Unix(0, p.alive.Load())) < answerWithin {
+		return nil
+	}
+	return err
+}
+
+func (p *patience) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.livez, nil)
 	if err != nil {
@@ -81,6 +95,7 @@ func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
+	p.lives()
 	w.limit = bodySilence
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: w}
 	return resp, nil
@@ -116,7 +131,7 @@ func (w *watch) end() {
 
 // silent asks whether the seeder still lives, and goes on waiting if it does.
 func (w *watch) silent(turn int) {
-	err := w.patience.probe(w.ctx, answerWithin)
+	err := w.patience.check(w.ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.turn != turn {
@@ -139,6 +154,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	b.watch.begin()
 	n, err := b.ReadCloser.Read(p)
 	b.watch.end()
+	if n > 0 {
+		b.watch.patience.lives()
+	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(b.watch.ctx), errHangs) {
 		err = errHangs
 	}
