@@ -101,13 +101,21 @@ func (j *joined) fetch(ctx context.Context, p *layers.Partial) error {
 		case <-j.failed:
 			return j.failure
 		case <-p.Done():
-			return p.Err()
+			if err := p.Err(); err != nil {
+				return err
+			}
+			return j.finish(p)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-j.client.stopped:
 			return ErrClosed
 		}
 	}
+	return j.finish(p)
+}
+
+// finish tells library and trackers that the blob is whole here.
+func (j *joined) finish(p *layers.Partial) error {
 	j.sync(p)
 	j.client.completed(j)
 	return nil

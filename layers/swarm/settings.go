@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"time"
 
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/mse"
@@ -28,6 +29,14 @@ const (
 	minRequests = 4
 	maxRequests = 64
 
+	// wakeWriters is how often a connection's writer looks for work unasked. The
+	// library forgets to wake it when the work comes between its last look and its
+	// falling asleep; with no more requests outstanding than one piece has, nothing
+	// else wakes it then, and a transfer stood still for the minute until the next
+	// keep-alive (one in ten of 512 MiB on a busy machine). So keep-alives are due
+	// this often, and conn does not send them.
+	wakeWriters = 50 * time.Millisecond
+
 	// peerIDPrefix names the client in the way of BEP 20.
 	peerIDPrefix = "-MD0001-"
 )
@@ -47,11 +56,12 @@ func (c *Client) settings() *torrent.ClientConfig {
 	s.NoDefaultPortForwarding = true
 	s.DisableTCP = true // in favour of our own listener and dialer
 
-	s.Seed = true                               // or it stops sending 100 KiB beyond what it received
-	s.DropDuplicatePeerIds = true               // two hosts that dial each other need one connection
-	s.DropMutuallyCompletePeers = true          // nothing left to exchange
-	s.DisableAcceptRateLimiting = true          // it counts by IP, and hosts may share one
-	s.AlwaysWantConns = true                    // a handshake may name a swarm that is to be taken up; see wake
+	s.Seed = true                      // or it stops sending 100 KiB beyond what it received
+	s.DropDuplicatePeerIds = true      // two hosts that dial each other need one connection
+	s.DropMutuallyCompletePeers = true // nothing left to exchange
+	s.DisableAcceptRateLimiting = true // it counts by IP, and hosts may share one
+	s.AlwaysWantConns = true           // a handshake may name a swarm that is to be taken up; see wake
+	s.KeepAliveTimeout = wakeWriters
 	s.MaxUnverifiedBytes = 0                    // 64 MiB would cut the search for the rarest pieces short
 	s.DialRateLimiter = unlimited()             // 10 a second for all swarms together delays every start
 	s.HeaderObfuscationPolicy.Preferred = false // RC4 costs three times the CPU; taken when asked for

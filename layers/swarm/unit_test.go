@@ -1,6 +1,8 @@
 package swarm
 
 import (
+	"bytes"
+	"net"
 	"net/netip"
 	"testing"
 )
@@ -89,4 +91,36 @@ func FuzzParseAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// written is a net.Conn that keeps what is written to it.
+type written struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (w *written) Write(b []byte) (int, error) { return w.Buffer.Write(b) }
+func (w *written) Read(b []byte) (int, error)  { return w.Buffer.Read(b) }
+
+func TestKeepAlivesShowOnlyOnSilentConnections(t *testing.T) {
+	w := new(written)
+	c := &conn{Conn: w}
+	send := func(b []byte) {
+		t.Helper()
+		if n, err := c.Write(b); n != len(b) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+	}
+	send([]byte("data"))
+	send(keepAlive)
+	send(keepAlive)
+	if got := w.Len(); got != 4 {
+		t.Errorf("%d bytes went out, want the data only", got)
+	}
+	c.wrote.Add(-int64(keepAliveEvery))
+	send(keepAlive)
+	send(keepAlive)
+	if got := w.Len(); got != 8 {
+		t.Errorf("%d bytes went out after a minute's silence, want one keep-alive more", got)
+	}
 }

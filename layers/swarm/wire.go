@@ -1,15 +1,19 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
-// listener accepts peers and names them by their aliases.
+// listener accepts peers and names them by their aliases. Neither it nor the dialer
+// sets socket buffers: Linux grows them with the transfer (tcp_rmem, tcp_wmem), and a
+// size set by hand ends that, at what net.core.rmem_max allows, mostly 208 KiB.
 type listener struct {
 	net.Listener
 	names *book
@@ -41,7 +45,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		return nil, err
 	}
-	return conn{c, l.names.accepted(remote(c))}, nil
+	return &conn{Conn: c, addr: l.names.accepted(remote(c))}, nil
 }
 
 func remote(c net.Conn) netip.AddrPort {
@@ -49,14 +53,33 @@ func remote(c net.Conn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// conn is a connection whose far end goes by its alias.
+// keepAliveEvery is how often a silent connection really says that it is alive. BEP 3
+// has peers hang up after two minutes.
+const keepAliveEvery = time.Minute
+
+// conn is a connection whose far end goes by its alias, and on which the library's
+// keep-alives do not show; see wakeWriters.
 type conn struct {
 	net.Conn
-	addr peerAddr
+	addr  peerAddr
+	wrote atomic.Int64 // when something last went out, in nanoseconds since 1970
 }
 
 // RemoteAddr implements net.Conn.
-func (c conn) RemoteAddr() net.Addr { return c.addr }
+func (c *conn) RemoteAddr() net.Addr { return c.addr }
+
+// keepAlive is how BEP 3 writes it. The library sends it by itself, in one Write.
+var keepAlive = make([]byte, 4)
+
+// Write implements net.Conn.
+func (c *conn) Write(b []byte) (int, error) {
+	now := time.Now().UnixNano()
+	if bytes.Equal(b, keepAlive) && now-c.wrote.Load() < int64(keepAliveEvery) {
+		return len(b), nil
+	}
+	c.wrote.Store(now)
+	return c.Conn.Write(b)
+}
 
 // dialer dials peers by their aliases. It implements torrent.Dialer.
 type dialer struct {
@@ -77,5 +100,5 @@ func (d *dialer) Dial(ctx context.Context, alias string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn{c, peerAddr{real: addr, alias: netip.MustParseAddrPort(alias)}}, nil
+	return &conn{Conn: c, addr: peerAddr{real: addr, alias: netip.MustParseAddrPort(alias)}}, nil
 }
