@@ -11,8 +11,11 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-# The race detector needs cgo, which Go turns off where there is no C compiler.
-RACE = $$([ "$$(go env CGO_ENABLED)" != 1 ] || echo -race)
+# Murder is pure Go. With cgo a library of the swarm's would want a C++ compiler
+# too, so only the race detector, which cannot do without, turns it on.
+export CGO_ENABLED := 0
+RACE = $$(if command -v gcc >/dev/null && command -v g++ >/dev/null; then echo -race; fi)
+GO_TEST = race=$(RACE); cgo=$${race:+1}; CGO_ENABLED=$${cgo:-0} go test $$race
 
 # containerd 2 for the tests; Debian has 1.6.
 CONTAINERD2 := v2.4.2
@@ -22,7 +25,7 @@ FUZZTIME := 20s
 
 .PHONY: build
 build: ## a static bin/murder
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/murder ./cmd/murder
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/murder ./cmd/murder
 
 .PHONY: demo
 demo: build ## the main job on this machine: a registry, a seeder, a fleet of mirrors
@@ -30,9 +33,9 @@ demo: build ## the main job on this machine: a registry, a seeder, a fleet of mi
 
 .PHONY: test
 test: test-programs lint containerd2 ## everything CI runs: lint, unit tests, real engines
-	race="$(RACE)"; echo "race detector: $${race:-off, as there is no C compiler}"
-	go test -json $(RACE) $$(go list ./... | grep -v '/integration') | go run ./integration/report
-	go test -json $(RACE) -count=1 -timeout 25m ./integration/... | go run ./integration/report
+	race=$(RACE); echo "race detector: $${race:-off, as there is no C and C++ compiler}"
+	$(GO_TEST) -json $$(go list ./... | grep -v '/integration') | go run ./integration/report
+	$(GO_TEST) -json -count=1 -timeout 25m ./integration/... | go run ./integration/report
 
 .PHONY: test-short
 test-short: ## what needs nothing installed, no root and little time; without the race detector
@@ -47,7 +50,7 @@ containerd2: $(CONTAINERD2_DIR)/containerd
 
 # Its tests are skipped by name where it cannot be had.
 $(CONTAINERD2_DIR)/containerd:
-	GOBIN=$(CONTAINERD2_DIR) CGO_ENABLED=0 go install -tags 'no_btrfs no_devmapper no_zfs' \
+	GOBIN=$(CONTAINERD2_DIR) go install -tags 'no_btrfs no_devmapper no_zfs' \
 		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD2) \
 		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD2) \
 		|| echo "containerd $(CONTAINERD2) does not build here; its tests will be skipped"
