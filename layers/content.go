@@ -3,10 +3,15 @@ package layers
 import (
 	"context"
 	"io"
+
+	"golang.org/x/time/rate"
 )
 
 // Content is a blob being served to one client, whole or still arriving.
 type Content struct {
+	// Limit holds what is served to a rate; nil does not.
+	Limit *rate.Limiter
+
 	size    int64
 	section func(ctx context.Context, off, n int64) io.Reader
 	closers []io.Closer
@@ -37,7 +42,9 @@ func (p *Partial) Content() *Content {
 func (c *Content) Size() int64 { return c.size }
 
 // Section returns the n bytes from off on, for one goroutine at a time.
-func (c *Content) Section(ctx context.Context, off, n int64) io.Reader { return c.section(ctx, off, n) }
+func (c *Content) Section(ctx context.Context, off, n int64) io.Reader {
+	return Limited(ctx, c.section(ctx, off, n), c.Limit)
+}
 
 // Close ends the serving.
 func (c *Content) Close() error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"golang.org/x/time/rate"
 )
 
 // fillBuffer is the bytes read at once where there are no pieces: large enough
@@ -16,9 +18,9 @@ const fillBuffer = 256 << 10
 // order (p is then better filled by pieces), else the first error of open, of
 // a body, or of p. Bodies that end early are io.ErrUnexpectedEOF.
 //
-// received, if not nil, is told of bytes as they come in. When ctx ends, open's
+// download, if not nil, holds the bodies to a rate. received, if not nil, is told of bytes as they come in. When ctx ends, open's
 // bodies must fail.
-func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), received func(n int)) error {
+func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), download *rate.Limiter, received func(n int)) error {
 	if received == nil {
 		received = func(int) {}
 	}
@@ -34,10 +36,11 @@ func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off in
 		if err != nil {
 			return err
 		}
+		limited := Limited(ctx, body, download)
 		if m := p.Metainfo(); m != nil {
-			err = takePieces(p, m, body, off, n, received)
+			err = takePieces(p, m, limited, off, n, received)
 		} else {
-			err = takeInOrder(p, body, received)
+			err = takeInOrder(p, limited, received)
 		}
 		body.Close()
 		if err != nil {

@@ -475,7 +475,7 @@ func (d *download) fill(ctx context.Context, way string, up registry.Upstream) e
 		}
 		return body, err
 	}
-	return layers.Fill(ctx, d.partial, open, func(n int) { d.received(from, way, n) })
+	return layers.Fill(ctx, d.partial, open, d.mirror.cfg.Download, func(n int) { d.received(from, way, n) })
 }
 
 func (d *download) received(from layers.Source, way string, n int) {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -54,8 +55,10 @@ type Config struct {
 	// AuthTTL and AuthGrace are for how long a registry's leave holds, and
 	// holds while the registry is away.
 	AuthTTL, AuthGrace time.Duration
-	Metrics            *Metrics
-	Log                *slog.Logger
+	// Download holds what comes in over HTTP to a rate; nil does not.
+	Download *rate.Limiter
+	Metrics  *Metrics
+	Log      *slog.Logger
 }
 
 // Mirror is the mirror's daemon.

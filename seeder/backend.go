@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -20,6 +21,7 @@ type backend struct {
 	origin    *origin
 	upstream  registry.Upstream
 	manifests *registry.Manifests
+	upload    *rate.Limiter
 }
 
 var _ registry.Backend = (*backend)(nil)
@@ -51,10 +53,14 @@ func (b *backend) OpenBlob(ctx context.Context, req registry.Request) (registry.
 	if err != nil {
 		return nil, err
 	}
+	var content *layers.Content
 	if blob != nil {
-		return blob.Content(), nil
+		content = blob.Content()
+	} else {
+		content = fetch.partial.Content()
 	}
-	return fetch.partial.Content(), nil
+	content.Limit = b.upload
+	return content, nil
 }
 
 func (b *backend) Relay(ctx context.Context, req registry.Request, end string, query url.Values) (*http.Response, error) {

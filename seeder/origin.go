@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -24,6 +25,7 @@ type origin struct {
 	shared   *layers.Shared
 	ledger   *layers.Ledger
 	metrics  *Metrics
+	download *rate.Limiter
 	log      *slog.Logger
 	flights  layers.Flights[*fetch]
 }
@@ -48,7 +50,7 @@ const maxTries = 4
 func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
 	return &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
-		ledger: layers.NewLedger(), metrics: cfg.Metrics, log: cfg.Log,
+		ledger: layers.NewLedger(), metrics: cfg.Metrics, download: cfg.Download, log: cfg.Log,
 	}
 }
 
@@ -160,7 +162,7 @@ func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.R
 	received := func(n int) { o.ledger.Received(p.Digest(), layers.FromUpstream, int64(n)) }
 	for try := 1; ; try++ {
 		before := p.Received()
-		err := layers.Fill(o.ctx, p, open, received)
+		err := layers.Fill(o.ctx, p, open, o.download, received)
 		if err == nil || registry.Refused(err) || o.ctx.Err() != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -40,8 +41,11 @@ type Config struct {
 	// AuthTTL and AuthGrace are for how long a registry's leave holds, and
 	// holds while the registry is away.
 	AuthTTL, AuthGrace time.Duration
-	Metrics            *Metrics
-	Log                *slog.Logger
+	// Upload and Download hold what goes out and comes in over HTTP to a
+	// rate; nil does not.
+	Upload, Download *rate.Limiter
+	Metrics          *Metrics
+	Log              *slog.Logger
 }
 
 // Seeder is the origin's daemon. It is an http.Handler.
@@ -64,7 +68,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 	s.shared = layers.NewShared(cfg.Store, cfg.Swarm, nil, cfg.Log) // announced to nobody: our tracker lists us itself
 	s.origin = newOrigin(ctx, cfg, s.grants, s.shared)
 	s.backend = &backend{
-		store: cfg.Store, grants: s.grants, origin: s.origin, upstream: cfg.Upstream,
+		store: cfg.Store, grants: s.grants, origin: s.origin, upstream: cfg.Upstream, upload: cfg.Upload,
 		manifests: &registry.Manifests{Upstream: cfg.Upstream, Store: cfg.Store, Grants: s.grants, TagTTL: cfg.TagTTL, Log: cfg.Log},
 	}
 	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})

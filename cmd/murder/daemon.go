@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
@@ -43,6 +44,8 @@ type daemon struct {
 	metrics  *prometheus.Registry
 	dataDir  string // absolute: who asks for the status may be in another folder
 	insecure []string
+	upload   *rate.Limiter // of what peers and mirrors are served; nil = no limit
+	download *rate.Limiter // of what comes in; nil = no limit
 	cli      *cli.Context
 	log      *slog.Logger
 
@@ -66,6 +69,7 @@ type part interface {
 // openDaemon takes what a daemon needs of the host.
 func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry()}
+	d.upload, d.download = layers.NewLimiter(rateFlag(c, "upload-limit")), layers.NewLimiter(rateFlag(c, "download-limit"))
 	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(c.Context))
 	defer func() {
 		if err != nil {
@@ -89,7 +93,7 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	d.swarm, err = swarm.Open(swarm.Config{
 		Listen: c.String("peer-listen"), Advertise: parseAdvertise(c.String("advertise")), Seeder: role == "seeder",
 		Zone: c.String("zone"), Version: buildVersion(), Log: d.log,
-		UploadLimit: rateFlag(c, "upload-limit"), DownloadLimit: rateFlag(c, "download-limit"),
+		Upload: d.upload, Download: d.download,
 	})
 	if err != nil {
 		return nil, err

@@ -36,7 +36,8 @@ func runMirror(c *cli.Context) error {
 		Registries:      registry.NewClient(registry.ClientConfig{Insecure: d.insecure}),
 		DefaultRegistry: c.String("default-registry"),
 		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
-		Metrics: proxy.NewMetrics(d.metrics), Log: d.log,
+		Download: d.download,
+		Metrics:  proxy.NewMetrics(d.metrics), Log: d.log,
 	})
 	return d.run(mirror, func(w http.ResponseWriter, r *http.Request) {
 		health := []seederStatus{}

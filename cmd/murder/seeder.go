@@ -30,6 +30,7 @@ func runSeeder(c *cli.Context) error {
 		DefaultRegistry: c.String("default-registry"),
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
+		Upload: d.upload, Download: d.download,
 		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
 	})
 	registerTracker(d.metrics, origin)

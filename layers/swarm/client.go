@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 )
@@ -45,9 +46,9 @@ type Config struct {
 	Zone string
 	// Version is told to peers, such as "0.1.0". "" means "dev".
 	Version string
-	// UploadLimit and DownloadLimit bound what goes over all connections, in
-	// bytes a second. 0 means no limit.
-	UploadLimit, DownloadLimit int64
+	// Upload and Download bound what goes over all connections, together with
+	// whatever else shares the limiters. nil means no limit.
+	Upload, Download *rate.Limiter
 	// HTTP asks the trackers. nil means a client of its own; it is given a
 	// timeout per announce either way.
 	HTTP *http.Client

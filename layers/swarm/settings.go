@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"math"
 	"time"
 
 	"github.com/anacrolix/torrent"
@@ -67,10 +66,8 @@ func (c *Client) settings() *torrent.ClientConfig {
 	s.HeaderObfuscationPolicy.Preferred = false // RC4 costs three times the CPU; taken when asked for
 	s.CryptoSelector = preferPlaintext
 	s.Callbacks.ReceiveEncryptedHandshakeSkeys = c.eachInfoHash
-	s.UploadRateLimiter = limiter(c.cfg.UploadLimit)
-	if c.cfg.DownloadLimit > 0 { // nil spares every read the limiter's lock
-		s.DownloadRateLimiter = limiter(c.cfg.DownloadLimit)
-	}
+	s.UploadRateLimiter = cmp.Or(c.cfg.Upload, unlimited())
+	s.DownloadRateLimiter = c.cfg.Download // nil spares every read the limiter's lock
 
 	s.Slogger = slog.New(atLeast{slog.LevelWarn, c.log.Handler()})
 	s.Bep20 = peerIDPrefix
@@ -103,16 +100,6 @@ func requests(t *torrent.Torrent) int {
 }
 
 func unlimited() *rate.Limiter { return rate.NewLimiter(rate.Inf, 0) }
-
-// limiter lets bytes a second through; 0 means all. The burst is a tenth of a
-// second, or what the longest chunk that foreign clients ask for needs.
-func limiter(bytes int64) *rate.Limiter {
-	if bytes <= 0 {
-		return unlimited()
-	}
-	const longestChunk = 128 << 10
-	return rate.NewLimiter(rate.Limit(bytes), int(min(max(bytes/10, 2*longestChunk), math.MaxInt32)))
-}
 
 // preferPlaintext takes the cheapest of what an encrypting client offers.
 func preferPlaintext(offered mse.CryptoMethod) mse.CryptoMethod {

@@ -287,7 +287,7 @@ func TestFailedPartialEndsFetch(t *testing.T) {
 func TestReaderIsServedFirst(t *testing.T) {
 	tr := newTracker(t)
 	blob, _ := testBlob(8<<20, 9)
-	seeder := newHost(t, Config{Seeder: true, UploadLimit: 4 << 20})
+	seeder := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(4 << 20)})
 	m := seeder.share(t, blob, tr.url)
 	leecher := newHost(t, Config{})
 	p := leecher.partial(t, m)
@@ -312,7 +312,7 @@ func TestReaderIsServedFirst(t *testing.T) {
 func TestPeersTellWhoIsThere(t *testing.T) {
 	tr := newTracker(t)
 	blob, _ := testBlob(8<<20, 10)
-	seeder := newHost(t, Config{Seeder: true, Zone: "rack 1 & 2", Version: "1.2", UploadLimit: 2 << 20})
+	seeder := newHost(t, Config{Seeder: true, Zone: "rack 1 & 2", Version: "1.2", Upload: layers.NewLimiter(2 << 20)})
 	m := seeder.share(t, blob, tr.url)
 	leecher := newHost(t, Config{})
 	p := leecher.partial(t, m)
@@ -406,8 +406,8 @@ func TestLimitsHold(t *testing.T) {
 	tr := newTracker(t)
 	blob, _ := testBlob(4<<20, 13)
 	for name, cfg := range map[string][2]Config{
-		"upload":   {{UploadLimit: 2 << 20}, {}},
-		"download": {{}, {DownloadLimit: 2 << 20}},
+		"upload":   {{Upload: layers.NewLimiter(2 << 20)}, {}},
+		"download": {{}, {Download: layers.NewLimiter(2 << 20)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			seeder, leecher := newHost(t, cfg[0]), newHost(t, cfg[1])
