@@ -193,6 +193,7 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
 			m.cfg.Log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
+			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
 		d, joined, err := m.flights.Join(ctx, req.Digest, func() (*download, error) { return m.begin(req) })
 		if errors.Is(err, layers.ErrWhole) {

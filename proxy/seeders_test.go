@@ -124,6 +124,7 @@ func TestSecondSeeder(t *testing.T) {
 		t.Errorf("record = %+v, want nothing from upstream", r)
 	}
 }
+
 // middle is a server before a seeder that begins to fail in the middle of a
 // blob.
 func middle(t testing.TB, origin *testSeeder, after int64, fail func(w http.ResponseWriter, r *http.Request)) string {
@@ -364,4 +365,3 @@ func TestLyingMetainfo(t *testing.T) {
 		m.mustPull(t, "app", b)
 	}
 }
-

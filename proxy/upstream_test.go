@@ -50,7 +50,7 @@ type fault struct {
 	answer  http.HandlerFunc // in the place of the registry
 	noSize  bool             // no Content-Length
 	noRange bool             // the whole blob whatever was asked for
-	at      int64            // byte of the body where the rest happens
+	at      int64            // byte of the blob where the rest happens
 	cut     bool             // the connection
 	flip    bool             // a bit of the byte
 	hold    chan struct{}    // until closed, nothing more is sent
@@ -132,7 +132,9 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.noRange {
 		r.Header.Del("Range")
 	}
-	u.blobs.ServeHTTP(&faultyWriter{ResponseWriter: w, fault: f, request: r}, r)
+	fw := &faultyWriter{ResponseWriter: w, fault: f, request: r}
+	fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &fw.off)
+	u.blobs.ServeHTTP(fw, r)
 }
 
 // note writes the request down and finds out what befalls it.
@@ -159,21 +161,17 @@ func (u *upstream) note(r *http.Request) *fault {
 // admits answers those whom the registry does not let in.
 func (u *upstream) admits(w http.ResponseWriter, r *http.Request) bool {
 	repo, d, isBlob := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+	repo, _, _ = strings.Cut(repo, "/manifests/")
 	u.mu.Lock()
 	private, here := u.private[repo+"@"+d]
 	admitted := u.admitted[r.Header.Get("Authorization")]
-	bearer := u.bearer
 	for key, p := range u.private {
 		private = private || p && strings.HasPrefix(key, repo+"@")
 	}
 	u.mu.Unlock()
 	switch {
 	case private && !admitted:
-		challenge := `Basic realm="upstream"`
-		if bearer {
-			challenge = fmt.Sprintf(`Bearer realm="%s/token",service="upstream",scope="repository:%s:pull"`, u.server.URL, repo)
-		}
-		w.Header().Set("Www-Authenticate", challenge)
+		w.Header().Set("Www-Authenticate", u.challenge(repo))
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "the upstream's own words")
 		return false
 	case isBlob && !here:
@@ -181,6 +179,16 @@ func (u *upstream) admits(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	return true
+}
+
+// challenge is what callers of a private repository are answered.
+func (u *upstream) challenge(repo string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.bearer {
+		return fmt.Sprintf(`Bearer realm="%s/token",service="upstream",scope="repository:%s:pull"`, u.server.URL, repo)
+	}
+	return `Basic realm="upstream"`
 }
 
 func refuse(w http.ResponseWriter, status int, code, message string) {
@@ -215,7 +223,7 @@ type faultyWriter struct {
 	http.ResponseWriter
 	fault   *fault
 	request *http.Request
-	off     int64
+	off     int64 // in the blob
 	struck  bool
 }
 
@@ -228,7 +236,7 @@ func (w *faultyWriter) WriteHeader(status int) {
 
 func (w *faultyWriter) Write(b []byte) (int, error) {
 	f, n := w.fault, 0
-	if !w.struck && w.off+int64(len(b)) > f.at {
+	if !w.struck && w.off <= f.at && w.off+int64(len(b)) > f.at {
 		w.struck = true
 		var err error
 		if n, err = w.Write(b[:f.at-w.off]); err != nil {
@@ -330,4 +338,22 @@ func (u *upstream) pushImage(t testing.TB, repo, tag string, config, layer []byt
 	m.Layers = []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: u.push(t, repo, false, layer), Size: int64(len(layer))}}
 	d, _ := u.pushManifest(t, repo, tag, m.MediaType, m)
 	return d
+}
+
+// manifestSize is the length of a manifest that has been pushed.
+func (u *upstream) manifestSize(t testing.TB, repo string, d digest.Digest) int64 {
+	t.Helper()
+	w := httptest.NewRecorder()
+	u.blobs.ServeHTTP(w, httptest.NewRequest("GET", "/v2/"+repo+"/manifests/"+d.String(), nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("manifest %s = %d", d, w.Code)
+	}
+	return int64(w.Body.Len())
+}
+
+// drop takes a blob out of a repository.
+func (u *upstream) drop(repo string, d digest.Digest) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.private, repo+"@"+d.String())
 }

@@ -70,6 +70,7 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
 			o.log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
+			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
 		f, joined, err := o.flights.Join(ctx, req.Digest, func() (*fetch, error) { return o.begin(req) })
 		if errors.Is(err, layers.ErrWhole) {

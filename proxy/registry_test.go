@@ -1,0 +1,310 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm"
+)
+
+// withAndWithoutSeeder runs a test of a mirror that asks a seeder, and of one
+// that asks the registry itself.
+func withAndWithoutSeeder(t *testing.T, test func(t *testing.T, up *upstream, m *testMirror)) {
+	t.Parallel()
+	for _, name := range []string{"no seeder", "seeder"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			var seeders []string
+			if name == "seeder" {
+				seeders = []string{newSeeder(t, up).server.URL}
+			}
+			test(t, up, newMirror(t, up, seeders))
+		})
+	}
+}
+
+// A registry that cuts a body in the middle is asked for the rest, from that
+// very byte on; and one without ranges for all of it.
+func TestRegistryCutsBody(t *testing.T) {
+	const at = 2<<20 + 77
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		for _, noRange := range []bool{false, true} {
+			b := random(big, 30)
+			if noRange {
+				b = random(big, 31)
+			}
+			d := up.push(t, "app", false, b)
+			up.fail(&fault{left: 1, at: at, cut: true}, &fault{left: -1, noRange: noRange, at: big})
+			m.mustPull(t, "app", b)
+			gets := up.seen("GET", d.String())
+			if len(gets) != 2 || gets[1].ranges != fmt.Sprintf("bytes=%d-", at) {
+				t.Errorf("registry without ranges: %v; requests for the blob: %v", noRange, gets)
+			}
+		}
+	})
+}
+
+// Wrong bytes never end politely, are not cached, and do not spoil the next try.
+func TestRegistrySendsWrongBytes(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		for i, wrong := range []struct{ size, at int }{{1, 0}, {1000, 0}, {1000, 999}, {big, 0}, {big, big - 1}} {
+			b := random(wrong.size, uint64(40+i))
+			d := up.push(t, "app", false, b)
+			up.fail(&fault{left: -1, at: int64(wrong.at), flip: true})
+			m.pull(t, "app", d).mustBeCut(t)
+			m.settled(t, d)
+			if _, ok := m.store.Stat(d); ok {
+				t.Errorf("%+v: cached", wrong)
+			}
+			up.mend()
+			m.mustPull(t, "app", b)
+			m.settled(t, d)
+		}
+	})
+}
+
+// A range is not given out before it is known to be right, either.
+func TestRangeOfWrongBytes(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 50)
+	d := up.push(t, "app", false, b)
+	m := newMirror(t, up, nil)
+	up.fail(&fault{left: -1, at: 100, flip: true})
+	a := m.request(t, "GET", blobPath("app", d), "", "Range", "bytes=50-149")
+	a.mustBeCut(t)
+}
+
+// A blob whose size the registry does not tell cannot be kept, but pulled.
+func TestNoSize(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		b := random(big, 51)
+		d := up.push(t, "app", false, b)
+		up.fail(&fault{left: -1, at: big, noSize: true})
+		m.mustPull(t, "app", b)
+		up.fail(&fault{left: -1, at: 3 << 20, noSize: true, flip: true})
+		m.pull(t, "app", d).mustBeCut(t)
+		up.fail(&fault{left: -1, at: 3 << 20, noSize: true, cut: true})
+		m.pull(t, "app", d).mustBeCut(t)
+		if n := m.counter(t, "murder_fallbacks_total", "cache unusable"); n != 3 {
+			t.Errorf("%v fallbacks counted, want 3", n)
+		}
+	})
+}
+
+// What the disk does not take is pulled past the cache.
+func TestStoreFails(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		b := random(big, 52)
+		d := up.push(t, "app", false, b)
+		if err := m.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		m.mustPull(t, "app", b)
+		a := m.request(t, "GET", blobPath("app", d), "", "Range", "bytes=1000000-1999999")
+		if a.status != http.StatusPartialContent {
+			t.Errorf("range past the cache = %d", a.status)
+		}
+		a.status = http.StatusOK
+		a.mustBe(t, b[1_000_000:2_000_000])
+	})
+}
+
+// A store that fails in the middle of a blob costs this pull, not the next.
+func TestStoreFailsInMidBlob(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		b := random(big, 53)
+		d := up.push(t, "app", false, b)
+		hold := make(chan struct{})
+		up.fail(&fault{left: 1, at: 2 << 20, hold: hold})
+		resp, err := m.open(t, "GET", blobPath("app", d), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := m.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(hold)
+		body, err := io.ReadAll(resp.Body)
+		answer{resp.StatusCode, resp.Header, body, err}.mustBeCut(t)
+		m.mustPull(t, "app", b)
+	})
+}
+
+// A blob that is in the cache but cannot be read is pulled past it.
+func TestUnreadableBlob(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 54)
+	d := up.push(t, "app", false, b)
+	dir := t.TempDir()
+	m := newMirrorIn(t, dir, up, nil)
+	m.mustPull(t, "app", b)
+	m.settled(t, d)
+	path := filepath.Join(dir, "blobs", d.Algorithm().String(), d.Encoded())
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path, path); err != nil { // opens for nobody, not even root
+		t.Fatal(err)
+	}
+	m.mustPull(t, "app", b)
+}
+
+// With the registry away what is cached is served to those who were admitted,
+// the rest is refused within seconds, and all is well when it is back.
+func TestRegistryAway(t *testing.T) {
+	for _, name := range []string{"no seeder", "seeder"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			var seeders []string
+			if name == "seeder" {
+				seeders = []string{newSeeder(t, up).server.URL}
+			}
+			m := newMirror(t, up, seeders, authTTL(time.Nanosecond)) // the grace alone holds
+			b := random(big, 55)
+			d := up.push(t, "app", false, b)
+			manifest := up.pushImage(t, "app", "v1", random(100, 56), b)
+			if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 {
+				t.Fatalf("manifest = %d %q", a.status, clip(a.body))
+			}
+			m.mustPull(t, "app", b)
+			m.settled(t, d)
+
+			up.away()
+			begun := time.Now()
+			m.mustPull(t, "app", b)
+			for _, ref := range []string{"v1", manifest.String()} {
+				if a := m.request(t, "GET", "/v2/app/manifests/"+ref, ""); a.status != 200 || digest.FromBytes(a.body) != manifest {
+					t.Errorf("manifest %s = %d %q", ref, a.status, clip(a.body))
+				}
+			}
+			m.request(t, "GET", blobPath("app", d), basic("stranger")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			m.request(t, "GET", blobPath("other", d), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			m.pull(t, "app", digest.FromBytes(random(100, 56))).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			m.request(t, "GET", "/v2/app/manifests/v2", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			m.request(t, "GET", "/v2/app/tags/list", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			if a := m.request(t, "HEAD", blobPath("app", d), ""); a.status != http.StatusOK {
+				t.Errorf("HEAD of what is cached = %d", a.status)
+			}
+			if took := time.Since(begun); took > 5*time.Second {
+				t.Errorf("all that took %v", took)
+			}
+
+			up.mend()
+			m.mustPull(t, "app", random(100, 56))
+			if a := m.request(t, "GET", "/v2/app/tags/list", ""); a.status != 200 {
+				t.Errorf("tags = %d %q", a.status, clip(a.body))
+			}
+		})
+	}
+}
+
+// A registry that is away for a moment ends no pull.
+func TestRegistryRestarts(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		b := random(big, 57)
+		d := up.push(t, "app", false, b)
+		up.fail(&fault{left: 1, at: 2 << 20, cut: true}, &fault{left: 3, drop: true})
+		m.mustPull(t, "app", b)
+		if n := len(up.seen("GET", d.String())); n > 6 {
+			t.Errorf("the registry saw %d requests", n)
+		}
+	})
+}
+
+// A registry that stays away in mid-blob is not asked for ever, nor often.
+func TestRegistryGoesInMidBlob(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		b := random(big, 58)
+		d := up.push(t, "app", false, b)
+		up.fail(&fault{left: 1, at: 2 << 20, cut: true}, &fault{method: "*", path: "/", left: -1, drop: true})
+		m.pull(t, "app", d).mustBeCut(t)
+		r := m.settled(t, d)
+		if r.State != "failed" {
+			t.Errorf("record = %+v", r)
+		}
+		if n := len(up.seen("GET", d.String())); n > 30 { // net/http itself asks up to twice
+			t.Errorf("the registry saw %d requests", n)
+		}
+		up.mend()
+		m.mustPull(t, "app", b)
+		gets := up.seen("GET", d.String())
+		if last := gets[len(gets)-1]; !strings.HasPrefix(last.ranges, "bytes=2097152-") {
+			t.Errorf("the next pull began at %q, not where the last one stopped", last.ranges)
+		}
+	})
+}
+
+// When the daemon's context ends in mid-download all comes to rest, and the
+// next daemon goes on where this one stopped.
+func TestStopsAndResumes(t *testing.T) {
+	for _, name := range []string{"no seeder", "seeder"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			var seeders []string
+			var origin *testSeeder
+			originDir, dir := t.TempDir(), t.TempDir()
+			start := func() *testMirror {
+				if name == "seeder" {
+					origin = newSeederIn(t, originDir, swarm.Config{}, up)
+					seeders = []string{origin.server.URL}
+				}
+				return newMirrorIn(t, dir, up, seeders)
+			}
+			stop := func(m *testMirror) {
+				m.close()
+				if origin != nil {
+					origin.close()
+				}
+			}
+			b := random(big, 59)
+			d := up.push(t, "app", false, b)
+			const at = 2<<20 + 99
+			up.fail(&fault{left: 1, at: at, hold: make(chan struct{})})
+			m := start()
+			resp, err := m.open(t, "GET", blobPath("app", d), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.CopyN(io.Discard, resp.Body, at-1); err != nil {
+				t.Fatal(err)
+			}
+			stopped := make(chan struct{})
+			go func() {
+				defer close(stopped)
+				stop(m)
+			}()
+			wait(t, "all at rest", stopped)
+			if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+				t.Error("a body ended politely when the daemon stopped")
+			}
+			resp.Body.Close()
+
+			m = start()
+			m.mustPull(t, "app", b)
+			gets := up.seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+				t.Errorf("requests for the blob: %v; want the last from byte %d on", gets, at)
+			}
+			r := m.settled(t, d)
+			if got := r.From[layers.FromUpstream] + r.From[layers.FromSeeder] + r.From[layers.FromPeer]; got > int64(len(b))-at+1 && name != "seeder" {
+				t.Errorf("%d bytes were fetched again: %+v", got-(int64(len(b))-at), r)
+			}
+			stop(m)
+		})
+	}
+}
