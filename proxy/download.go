@@ -53,6 +53,8 @@ type download struct {
 	noMeta    chan struct{} // closed when the metainfo is waited for no more
 	streamAt  time.Time     // until when a cold blob waits for it
 
+	ended chan struct{} // closed when the next download of the blob can begin
+
 	mu      sync.Mutex // guards the two below
 	ways    map[string]bool
 	counted moved // of what the swarm has brought
@@ -64,7 +66,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
-	d := &download{mirror: m, hasMeta: make(chan struct{}), noMeta: make(chan struct{}),
+	d := &download{mirror: m, hasMeta: make(chan struct{}), noMeta: make(chan struct{}), ended: make(chan struct{}),
 		streamAt: time.Now().Add(m.coldWait), ways: make(map[string]bool)}
 	d.rights.Add(req.Repo, req.Authorization)
 	size, err := d.askSeeder(req)
@@ -161,6 +163,7 @@ func (d *download) run() {
 		m.suspects.add(p.Digest())
 	}
 	m.flights.End(p.Digest())
+	close(d.ended)
 	record := m.ledger.End(p.Digest(), err)
 	log := m.cfg.Log.With("digest", p.Digest(), "bytes", p.Size(), "peer", record.From[layers.FromPeer],
 		"seeder", record.From[layers.FromSeeder], "upstream", record.From[layers.FromUpstream], "why", record.Why,
@@ -179,6 +182,19 @@ func (d *download) run() {
 			m.cfg.Log.Warn("blob not shared", "digest", p.Digest(), "err", err)
 		}
 	}
+}
+
+// failed tells whether the blob will not come by this download, when the next
+// can begin.
+func (d *download) failed(ctx context.Context) bool {
+	if d.partial.Err() == nil {
+		return false
+	}
+	select {
+	case <-d.ended:
+	case <-ctx.Done():
+	}
+	return true
 }
 
 func (d *download) close() {

@@ -199,6 +199,9 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
 		}
+		if err == nil && joined && d.failed(ctx) {
+			continue
+		}
 		if err == nil && joined {
 			err = m.grants.AdmitArriving(ctx, m.upstream, req, d.partial.Size(), &d.rights)
 		}

@@ -34,6 +34,7 @@ type origin struct {
 type fetch struct {
 	partial *layers.Partial
 	rights  registry.Rights
+	ended   chan struct{} // closed when the next fetch of the blob can begin
 
 	mu      sync.Mutex // guards streams
 	streams int        // mirrors told to stream it over HTTP
@@ -76,6 +77,9 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
 		}
+		if err == nil && joined && f.failed(ctx) {
+			continue
+		}
 		if err == nil && joined {
 			err = o.grants.AdmitArriving(ctx, o.upstream, req, f.partial.Size(), &f.rights)
 		}
@@ -115,7 +119,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: err}
 	}
 	o.grants.Began(req)
-	f := &fetch{partial: partial}
+	f := &fetch{partial: partial, ended: make(chan struct{})}
 	f.rights.Add(req.Repo, req.Authorization)
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	o.ledger.Way(req.Digest, "upstream", "")
@@ -147,15 +151,35 @@ func (o *origin) run(f *fetch, first io.ReadCloser) {
 	err := f.partial.Err()
 	if err == nil {
 		o.grants.Arrived(d, &f.rights)
-		_, err = o.shared.Share(o.ctx, d)
+		if _, err := o.shared.Share(o.ctx, d); err != nil && o.ctx.Err() == nil {
+			o.log.Warn("blob not shared", "digest", d, "err", err)
+		}
 	}
 	o.flights.End(d)
+	close(f.ended)
 	record := o.ledger.End(d, err)
-	if err != nil {
-		o.log.Error("blob not fetched", "digest", d, "err", err)
-		return
+	log := o.log.With("digest", d, "bytes", record.Size, "dur", time.Duration(record.TookMS)*time.Millisecond)
+	switch {
+	case err == nil:
+		log.Info("blob fetched")
+	case o.ctx.Err() != nil:
+		log.Info("blob left half done")
+	default:
+		log.Error("blob not fetched", "err", err)
 	}
-	o.log.Info("blob fetched", "digest", d, "bytes", record.Size, "dur", time.Duration(record.TookMS)*time.Millisecond)
+}
+
+// failed tells whether the blob will not come by this fetch, when the next can
+// begin.
+func (f *fetch) failed(ctx context.Context) bool {
+	if f.partial.Err() == nil {
+		return false
+	}
+	select {
+	case <-f.ended:
+	case <-ctx.Done():
+	}
+	return true
 }
 
 // fill goes on after an error where it stopped, as long as that helps.
