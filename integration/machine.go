@@ -34,13 +34,22 @@ func needs(t testing.TB, programs ...string) {
 }
 
 // needsRoot skips the test unless it runs as root, which engines that mount
-// need.
+// need. Root of a container may lack the right to.
 func needsRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
+	if err := ownMountsWork(); err != nil {
+		t.Skipf("needs mount namespaces: %v", err)
+	}
 }
+
+var ownMountsWork = sync.OnceValue(func() error {
+	cmd := exec.Command("true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	return cmd.Run()
+})
 
 // lookProgram finds a program as root would: Debian keeps some engines in
 // sbin, which a user's PATH may lack, and machines may have other things of
