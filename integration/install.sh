@@ -4,10 +4,10 @@
 # succeeds, and the tests that need it are skipped by name.
 set -euo pipefail
 
-# program:package, in Debian 12's names. The compilers are for the race detector.
+# program:package, in Debian 12's names. The compiler is for the race detector.
 wanted=(
 	docker-registry:docker-registry containerd:containerd runc:runc dockerd:docker.io docker:docker.io
-	podman:podman skopeo:skopeo aria2c:aria2 nginx:nginx-light gcc:gcc g++:g++
+	podman:podman skopeo:skopeo aria2c:aria2 nginx:nginx-light gcc:gcc
 )
 PATH=$PATH:/usr/sbin:/sbin
 
