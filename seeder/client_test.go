@@ -1,0 +1,179 @@
+package seeder_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder"
+)
+
+func repository(t testing.TB, host, name string) registry.Repository {
+	t.Helper()
+	repo, err := registry.ParseRepository(host, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return repo
+}
+
+// The client asks for metainfo in a caller's name, and gets the registry's
+// verdict on them.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 70)
+	d := up.push(t, "secret", true, b)
+	up.admit(basic("alice"))
+	s := newSeeder(t, up)
+	repo := repository(t, up.host, "secret")
+	if _, _, err := s.client.Torrent(t.Context(), repo, d, "", 0); !registry.Unauthorized(err) {
+		t.Errorf("Torrent without credentials = %v, want the registry's 401", err)
+	}
+	held, hold := make(chan struct{}), make(chan struct{})
+	up.fail(&fault{left: 1, at: 1 << 20, held: held, hold: hold})
+	m, arrival, err := s.client.Torrent(t.Context(), repo, d, basic("alice"), 0)
+	if err != nil || m != nil || arrival.Size != big || !arrival.Stream {
+		t.Errorf("Torrent = %v, %+v, %v; want an arrival", m, arrival, err)
+	}
+	wait(t, "fetch under way", held)
+	close(hold)
+	if m, _, err = s.client.Torrent(t.Context(), repo, d, basic("alice"), patience); err != nil || m.Digest() != d {
+		t.Errorf("Torrent = %v, %v; want metainfo", m, err)
+	}
+	body, size, err := s.client.GetBlob(t.Context(), repo, d, 1_000_000, basic("alice"))
+	if err != nil || size != big {
+		t.Fatalf("GetBlob = %d, %v", size, err)
+	}
+	defer body.Close()
+	rest, err := io.ReadAll(body)
+	answer{http.StatusOK, nil, rest, err}.mustBe(t, b[1_000_000:])
+	if err := s.client.Alive(t.Context()); err != nil {
+		t.Errorf("Alive = %v", err)
+	}
+	if s.client.URL() != s.server.URL || s.client.Announce() != s.server.URL+"/announce" {
+		t.Errorf("URL, Announce = %s, %s", s.client.URL(), s.client.Announce())
+	}
+}
+
+// Whatever else a server answers is no verdict, so that the mirror goes on.
+func TestClientOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	d := digest.FromString("asked for")
+	for name, h := range map[string]http.HandlerFunc{
+		"404":     http.NotFound,
+		"401":     func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusUnauthorized) },
+		"500":     func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) },
+		"page":    func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+		"empty":   func(http.ResponseWriter, *http.Request) {},
+		"garbage": func(w http.ResponseWriter, _ *http.Request) { w.Write(random(1000, 71)) },
+		"202 of another": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(202)
+			fmt.Fprint(w, `{"digest":"sha256:`+strings.Repeat("a", 64)+`","size":5}`)
+		},
+		"negative size": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(202)
+			fmt.Fprintf(w, `{"digest":%q,"size":-5}`, d)
+		},
+		"202 garbage": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(202); fmt.Fprint(w, `{`) },
+		"redirects":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.String(), http.StatusFound) },
+		"cut": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			w.Write([]byte("d4:info"))
+			panic(http.ErrAbortHandler)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(h)
+			defer server.Close()
+			client := seeder.NewClient(parseURL(t, server.URL))
+			m, _, err := client.Torrent(t.Context(), repository(t, "reg.example", "app"), d, "", 0)
+			if err == nil || registry.Refused(err) {
+				t.Errorf("Torrent = %v, %v; want an error that is no verdict", m, err)
+			}
+		})
+	}
+}
+
+// A seeder that hangs is given up within a second, before the first byte of an
+// answer and in the middle of one; one that is slow for good reasons is not.
+func TestPatience(t *testing.T) {
+	t.Parallel()
+	repo, d := repository(t, "reg.example", "app"), digest.FromString("asked for")
+	t.Run("mute", func(t *testing.T) {
+		t.Parallel()
+		l, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, nobody answers
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		client := seeder.NewClient(parseURL(t, "http://"+l.Addr().String()))
+		begun := time.Now()
+		_, _, err = client.Torrent(t.Context(), repo, d, "", 0)
+		if took := time.Since(begun); took > 2*time.Second || !errors.Is(err, registry.ErrUnreachable) {
+			t.Errorf("Torrent = %v after %v, want ErrUnreachable within a second", err, took)
+		}
+		begun = time.Now()
+		if err := client.Alive(t.Context()); err == nil || time.Since(begun) > 2*time.Second {
+			t.Errorf("Alive = %v after %v", err, time.Since(begun))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, _, err = client.Torrent(ctx, repo, d, "", 0); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Torrent for a caller who leaves = %v", err)
+		}
+	})
+	t.Run("hangs in mid-body", func(t *testing.T) {
+		t.Parallel()
+		hung := make(chan struct{})
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, "/v2/") {
+				w.Header().Set("Content-Length", "1000")
+				w.Write(make([]byte, 10))
+				http.NewResponseController(w).Flush()
+			}
+			<-hung
+		}))
+		defer server.Close()
+		defer close(hung)
+		body, _, err := seeder.NewClient(parseURL(t, server.URL)).GetBlob(t.Context(), repo, d, 0, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		begun := time.Now()
+		n, err := io.Copy(io.Discard, body)
+		if took := time.Since(begun); n != 10 || !errors.Is(err, registry.ErrUnreachable) || took > 4*time.Second {
+			t.Errorf("read %d bytes, %v after %v; want 10 and ErrUnreachable within two seconds", n, err, took)
+		}
+	})
+	t.Run("thinks", func(t *testing.T) {
+		t.Parallel()
+		up := newUpstream(t)
+		b := random(1000, 72)
+		d := up.push(t, "app", false, b)
+		hold := make(chan struct{})
+		up.fail(&fault{left: 1, answer: func(w http.ResponseWriter, r *http.Request) {
+			<-hold
+			up.ServeHTTP(w, r)
+		}})
+		s := newSeeder(t, up)
+		timer := time.AfterFunc(1500*time.Millisecond, func() { close(hold) })
+		defer timer.Stop()
+		m, _, err := s.client.Torrent(t.Context(), repository(t, up.host, "app"), d, "", patience)
+		if err != nil || m.Digest() != d {
+			t.Errorf("Torrent of a registry that takes its time = %v, %v", m, err)
+		}
+	})
+}

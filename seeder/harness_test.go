@@ -1,0 +1,240 @@
+package seeder_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"flag"
+	"io"
+	"log"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm"
+	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder"
+)
+
+// TestMain runs more tests at once than there are processors: they wait most
+// of the time, for what hangs or is away.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		log.Fatal(err)
+	}
+	os.Exit(m.Run())
+}
+
+// patience bounds every wait of these tests.
+const patience = 30 * time.Second
+
+// big is the size of a blob of many pieces.
+const big = 3<<20 + 12345
+
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// random makes n bytes that follow from seed.
+func random(n int, seed uint64) []byte {
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	b := make([]byte, n)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}
+
+// eventually waits until ok is true, looking again and again.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+func wait(t testing.TB, what string, done <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("%s: not within %v", what, patience)
+	}
+}
+
+// testSeeder is a seeder's daemon.
+type testSeeder struct {
+	*seeder.Seeder
+	store    *layers.Store
+	swarm    *swarm.Client
+	server   *httptest.Server
+	client   *seeder.Client
+	requests atomic.Int64
+
+	end  sync.Once
+	stop func()
+}
+
+func newSeeder(t testing.TB, up *upstream) *testSeeder {
+	t.Helper()
+	return newSeederIn(t, t.TempDir(), up)
+}
+
+func newSeederIn(t testing.TB, dir string, up *upstream) *testSeeder {
+	t.Helper()
+	s := new(testSeeder)
+	var err error
+	if s.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
+		t.Fatal(err)
+	}
+	if s.swarm, err = swarm.Open(swarm.Config{Listen: "127.0.0.1:0", Seeder: true, Log: testLog(t)}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.Seeder = seeder.Open(ctx, seeder.Config{
+		Store: s.store, Swarm: s.swarm, DefaultRegistry: up.host,
+		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.host}}),
+		TagTTL:   time.Minute, AuthTTL: time.Minute, AuthGrace: time.Hour,
+		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
+	})
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+	s.stop = func() {
+		stop()
+		running.Wait()
+		s.Wait()
+	}
+	s.serve()
+	s.client = seeder.NewClient(parseURL(t, s.server.URL))
+	t.Cleanup(s.close)
+	return s
+}
+
+func (s *testSeeder) serve() {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.requests.Add(1)
+		s.Seeder.ServeHTTP(w, r)
+	})
+	s.server = httptest.NewUnstartedServer(mux)
+	s.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.server.Start()
+}
+
+// close ends the daemon as cmd/murder does, without the courtesy. It may be
+// called twice.
+func (s *testSeeder) close() {
+	s.end.Do(func() {
+		s.server.CloseClientConnections()
+		s.stop()
+		s.server.Close()
+		s.swarm.Close()
+		s.store.Close()
+	})
+}
+
+// answer is what a client got.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error // of the body, when it was cut
+}
+
+// request asks for a path. extra are header names and values.
+func (s *testSeeder) request(t testing.TB, method, path, authorization string, extra ...string) answer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, s.server.URL+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	for i := 0; i < len(extra); i += 2 {
+		req.Header.Set(extra[i], extra[i+1])
+	}
+	resp, err := s.server.Client().Do(req)
+	if err != nil {
+		return answer{err: err}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header, body, err}
+}
+
+func blobPath(repo string, d digest.Digest) string { return "/v2/" + repo + "/blobs/" + d.String() }
+
+func torrentPath(repo string, d digest.Digest) string {
+	return "/v1/torrents/" + d.String() + "?repo=" + repo
+}
+
+func (s *testSeeder) pull(t testing.TB, repo string, d digest.Digest, authorization string) answer {
+	t.Helper()
+	return s.request(t, "GET", blobPath(repo, d), authorization)
+}
+
+// mustBe fails the test unless all bytes came, and are right.
+func (a answer) mustBe(t testing.TB, want []byte) {
+	t.Helper()
+	if a.err != nil || a.status != http.StatusOK || !bytes.Equal(a.body, want) {
+		t.Errorf("answer: status %d, %d of %d bytes, right: %v, err %v", a.status, len(a.body), len(want), bytes.Equal(a.body, want), a.err)
+	}
+}
+
+// mustRefuse fails the test unless the answer is an error in the spec's form.
+func (a answer) mustRefuse(t testing.TB, status int, code string) {
+	t.Helper()
+	if a.status != status || a.err != nil || !strings.Contains(string(a.body), `"code":"`+code+`"`) {
+		t.Errorf("answer = %d %q (%v), want %d %s", a.status, clip(a.body), a.err, status, code)
+	}
+}
+
+// mustBeCut fails the test unless the connection was cut, be it before the
+// first byte had left.
+func (a answer) mustBeCut(t testing.TB) {
+	t.Helper()
+	if a.err == nil {
+		t.Errorf("answer = %d with %d bytes, want a cut connection", a.status, len(a.body))
+	}
+}
+
+func clip(b []byte) []byte { return b[:min(len(b), 200)] }
+
+// mustMetainfo fails the test unless the answer is the metainfo of b.
+func (a answer) mustMetainfo(t testing.TB, b []byte) {
+	t.Helper()
+	m, err := layers.ParseMetainfo(a.body)
+	if a.status != http.StatusOK || err != nil || a.header.Get("Content-Type") != "application/x-bittorrent" {
+		t.Errorf("answer = %d %v %q, err %v; want metainfo", a.status, a.header, clip(a.body), err)
+		return
+	}
+	if m.Digest() != digest.FromBytes(b) || m.Size() != int64(len(b)) {
+		t.Errorf("metainfo of %s, %d bytes; want %s, %d", m.Digest(), m.Size(), digest.FromBytes(b), len(b))
+	}
+}

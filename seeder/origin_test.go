@@ -1,0 +1,202 @@
+package seeder_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// The registry cuts the body, ignores ranges, is away for a moment: the fetch
+// goes on where it stopped, and nobody notices.
+func TestFetchResumes(t *testing.T) {
+	t.Parallel()
+	const at = 1<<20 + 77
+	for name, faults := range map[string][]*fault{
+		"cut":       {{left: 1, at: at, cut: true}},
+		"no ranges": {{left: 1, at: at, cut: true}, {left: -1, noRange: true, at: big}},
+		"restarts":  {{left: 1, at: at, cut: true}, {left: 2, drop: true}},
+		"503": {{left: 1, at: at, cut: true}, {left: 1, answer: func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t)
+			b := random(big, 10)
+			d := up.push(t, "app", false, b)
+			s := newSeeder(t, up)
+			up.fail(faults...)
+			s.pull(t, "app", d, "").mustBe(t, b)
+			gets := up.seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+				t.Errorf("requests = %v, want the last from byte %d", gets, at)
+			}
+		})
+	}
+}
+
+// Wrong bytes never end politely, are not kept, and do not spoil the next try.
+func TestWrongBytes(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	s := newSeeder(t, up)
+	for i, size := range []int{1, 1000, big} {
+		b := random(size, uint64(20+i))
+		d := up.push(t, "app", false, b)
+		up.fail(&fault{left: -1, at: int64(size - 1), flip: true})
+		s.pull(t, "app", d, "").mustBeCut(t)
+		if _, ok := s.store.Stat(d); ok {
+			t.Errorf("%d bytes: kept", size)
+		}
+		up.mend()
+		s.pull(t, "app", d, "").mustBe(t, b)
+	}
+}
+
+// What cannot be kept is passed through: a size that is not told, a store that
+// takes nothing, a blob that cannot be opened.
+func TestPassesThrough(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	dir := t.TempDir()
+	s := newSeederIn(t, dir, up)
+	b := random(big, 30)
+	d := up.push(t, "app", false, b)
+	up.fail(&fault{left: -1, at: big, noSize: true})
+	s.pull(t, "app", d, "").mustBe(t, b)
+	up.mend()
+	s.pull(t, "app", d, "").mustBe(t, b)
+	eventually(t, "blob kept", func() bool { _, ok := s.store.Stat(d); return ok })
+
+	path := filepath.Join(dir, "blobs", d.Algorithm().String(), d.Encoded())
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path, path); err != nil { // opens for nobody, not even root
+		t.Fatal(err)
+	}
+	s.pull(t, "app", d, "").mustBe(t, b)
+
+	b = random(big, 31)
+	d = up.push(t, "app", false, b)
+	if err := s.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.pull(t, "app", d, "").mustBe(t, b)
+	s.request(t, "GET", torrentPath("app", d), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+}
+
+// Strangers in any number do not push those out in whose name a fetch goes on.
+func TestRightsOfStrangers(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(big, 40)
+	d := up.push(t, "secret", true, b)
+	up.admit(basic("alice"))
+	up.admit(basic("bob"))
+	s := newSeeder(t, up)
+	held, hold := make(chan struct{}), make(chan struct{})
+	up.fail(&fault{left: 1, at: 1 << 20, cut: true, held: held, hold: hold})
+	answers := make(chan answer, 2)
+	go func() { answers <- s.pull(t, "secret", d, basic("alice")) }()
+	wait(t, "fetch under way", held)
+	go func() { answers <- s.pull(t, "secret", d, basic("bob")) }()
+	eventually(t, "bob is let in", func() bool { return len(up.seen("HEAD", d.String())) == 1 })
+	for _, who := range strings.Split("abcdefghijkl", "") {
+		s.pull(t, "secret", d, basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+		s.request(t, "GET", torrentPath("secret", d), basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+		s.request(t, "GET", blobPath("secret", d), basic(who), "Range", "bytes=0-9").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	}
+	up.revoke(basic("bob"))
+	close(hold)
+	(<-answers).mustBe(t, b)
+	(<-answers).mustBe(t, b)
+	s.pull(t, "secret", d, "").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	s.pull(t, "secret", d, basic("alice")).mustBe(t, b)
+}
+
+// With the registry away, what is here is for those who were admitted.
+func TestGrace(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	b := random(1000, 50)
+	manifest := up.pushImage(t, "app", "v1", random(10, 51), b)
+	d := digest.FromBytes(b)
+	s := newSeeder(t, up)
+	s.pull(t, "app", d, "").mustBe(t, b)
+	for range 5 {
+		if a := s.request(t, "GET", "/v2/app/manifests/v1", ""); digest.FromBytes(a.body) != manifest {
+			t.Errorf("manifest = %d %q", a.status, clip(a.body))
+		}
+	}
+	if n := len(up.seen("HEAD", "/v1")); n > 1 {
+		t.Errorf("the registry was asked %d times for one tag", n)
+	}
+	up.away()
+	s.pull(t, "app", d, "").mustBe(t, b)
+	if a := s.request(t, "GET", "/v2/app/manifests/v1", ""); digest.FromBytes(a.body) != manifest {
+		t.Errorf("manifest while the registry is away = %d %q", a.status, clip(a.body))
+	}
+	s.pull(t, "app", d, basic("mallory")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+	s.pull(t, "app", digest.FromString("unknown"), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+}
+
+// When the daemon's context ends in mid-fetch all comes to rest, and the next
+// daemon goes on where this one stopped.
+func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
+	up := newUpstream(t)
+	b := random(big, 60)
+	d := up.push(t, "app", false, b)
+	dir := t.TempDir()
+	const at = 1<<20 + 99
+	held := make(chan struct{})
+	up.fail(&fault{left: 1, at: at, held: held, hold: make(chan struct{})})
+	s := newSeederIn(t, dir, up)
+	var asking sync.WaitGroup
+	asking.Go(func() { s.pull(t, "app", d, "").mustBeCut(t) })
+	asking.Go(func() {
+		if a := s.request(t, "GET", torrentPath("app", d)+"&wait=1m", ""); a.status == http.StatusOK {
+			t.Errorf("torrent = %d", a.status)
+		}
+	})
+	wait(t, "fetch under way", held)
+	eventually(t, "both ask", func() bool { return s.requests.Load() >= 2 })
+	eventually(t, "all that was sent is here", func() bool {
+		_, arrival, err := s.client.Torrent(t.Context(), repository(t, up.host, "app"), d, "", 0)
+		return err == nil && arrival.Received == at
+	})
+	begun := time.Now()
+	s.close()
+	asking.Wait()
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	eventually(t, "no goroutines left", func() bool { return ours() == "" })
+
+	s = newSeederIn(t, dir, up)
+	s.pull(t, "app", d, "").mustBe(t, b)
+	gets := up.seen("GET", d.String())
+	if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+		t.Errorf("requests = %v, want the last from byte %d", gets, at)
+	}
+}
+
+// ours returns the stacks of goroutines that run this package's code.
+func ours() string {
+	buf := make([]byte, 4<<20)
+	var b strings.Builder
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(stack, "murder/seeder.") && !strings.Contains(stack, "testing.tRunner") {
+			b.WriteString(stack + "\n\n")
+		}
+	}
+	return b.String()
+}
