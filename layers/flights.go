@@ -15,17 +15,21 @@ type Flights[F any] struct {
 }
 
 type flight[F any] struct {
+	who   string
 	begun chan struct{} // closed when fetch and err are set
 	fetch F
 	err   error
 }
 
 // Join returns the fetch of d that is under way; joined is true then. If there
-// is none it begins one, alone: those who ask meanwhile wait, join when it has
-// begun, and try themselves when it has not. The error is begin's or ctx's.
-func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, begin func() (F, error)) (fetch F, joined bool, err error) {
+// is none it begins one, alone: those who ask meanwhile wait, and join when it
+// has begun. When it has not, begin's error holds for all who ask as the same
+// who, lest a registry that hangs make one wait after the other; joined is true
+// for those who did not call begin. The others try themselves. The error may be
+// ctx's as well.
+func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, who string, begin func() (F, error)) (fetch F, joined bool, err error) {
 	for {
-		f, mine := fs.enter(d)
+		f, mine := fs.enter(d, who)
 		if mine {
 			f.fetch, f.err = begin()
 			if f.err != nil {
@@ -38,14 +42,14 @@ func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, begin func() (F
 		case <-ctx.Done():
 			return fetch, false, ctx.Err()
 		case <-f.begun:
-			if f.err == nil {
-				return f.fetch, true, nil
+			if f.err == nil || f.who == who {
+				return f.fetch, true, f.err
 			}
 		}
 	}
 }
 
-func (fs *Flights[F]) enter(d digest.Digest) (f *flight[F], mine bool) {
+func (fs *Flights[F]) enter(d digest.Digest, who string) (f *flight[F], mine bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.flights[d]; f != nil {
@@ -54,7 +58,7 @@ func (fs *Flights[F]) enter(d digest.Digest) (f *flight[F], mine bool) {
 	if fs.flights == nil {
 		fs.flights = make(map[digest.Digest]*flight[F])
 	}
-	f = &flight[F]{begun: make(chan struct{})}
+	f = &flight[F]{who: who, begun: make(chan struct{})}
 	fs.flights[d] = f
 	return f, true
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -60,6 +61,9 @@ func (m *Metrics) pulled(host, source string, begun time.Time) {
 
 func (m *Metrics) failed(err error) {
 	reason := "internal"
+	if errors.Is(err, layers.ErrMismatch) {
+		reason = "wrong bytes"
+	}
 	if e, ok := errors.AsType[*registry.Error](err); ok {
 		switch reason = "unavailable"; e.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:

@@ -163,10 +163,16 @@ func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.O
 	if blob != nil {
 		return &pulled{blob.Content(), func() { m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun) }}, nil
 	}
-	return &pulled{d.partial.Content(), func() { m.cfg.Metrics.pulled(req.Repo.Host, d.source(), begun) }}, nil
+	return &pulled{d.partial.Content(), func() {
+		if err := d.partial.Err(); err != nil {
+			m.cfg.Metrics.failed(err)
+			return
+		}
+		m.cfg.Metrics.pulled(req.Repo.Host, d.source(), begun)
+	}}, nil
 }
 
-// pulled is content that counts as a pull when it has been served.
+// pulled is content that is counted when it has been served.
 type pulled struct {
 	*layers.Content
 	done func()
@@ -195,9 +201,12 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			m.cfg.Log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
 			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
-		d, joined, err := m.flights.Join(ctx, req.Digest, func() (*download, error) { return m.begin(req) })
+		d, joined, err := m.flights.Join(ctx, req.Digest, req.Asker(), func() (*download, error) { return m.begin(req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
+		}
+		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
+			return nil, nil, registry.PassThrough(ctx, m.upstream, req, u.Cause) // the stream is another's
 		}
 		if err == nil && joined && d.failed(ctx) {
 			continue

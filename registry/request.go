@@ -54,6 +54,10 @@ type Request struct {
 	Authorization string
 }
 
+// Asker is the same for requests that a registry answers alike: of one caller
+// about one repository. Like the Authorization in it, never log it.
+func (r Request) Asker() string { return r.Repo.String() + " " + r.Authorization }
+
 var (
 	// The grammar of <name> and of a tag, from the distribution spec 1.1,
 	// "Pulling manifests".

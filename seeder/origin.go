@@ -73,9 +73,12 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			o.log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
 			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
-		f, joined, err := o.flights.Join(ctx, req.Digest, func() (*fetch, error) { return o.begin(req) })
+		f, joined, err := o.flights.Join(ctx, req.Digest, req.Asker(), func() (*fetch, error) { return o.begin(req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
+		}
+		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
+			return nil, nil, registry.PassThrough(ctx, o.upstream, req, u.Cause) // the stream is another's
 		}
 		if err == nil && joined && f.failed(ctx) {
 			continue
