@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 const patience = 30 * time.Second
 
 // big is the size of a blob of many pieces.
-const big = 4<<20 + 12345
+const big = 3<<20 + 12345
 
 func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))

@@ -17,6 +17,8 @@ const (
 	pingWait = time.Second
 	// pingTTL is for how long an answer is given to all.
 	pingTTL = time.Minute
+	// noPingTTL is for how long one that gave no answer is not asked again.
+	noPingTTL = 5 * time.Second
 	// maxPings bounds the registries whose answer is remembered.
 	maxPings = 1024
 )
@@ -32,7 +34,7 @@ type pings struct {
 
 type pinged struct {
 	refusal error // nil = come in
-	at      time.Time
+	until   time.Time
 }
 
 // Ping implements [registry.Backend]. With nobody to ask the answer is what it
@@ -46,15 +48,16 @@ func (m *Mirror) Ping(ctx context.Context, req registry.Request) error {
 	}
 	host := req.Repo.Host
 	last := m.pings.last(host)
-	if time.Since(last.at) < pingTTL {
+	if time.Now().Before(last.until) {
 		return last.refusal
 	}
 	asked := m.pings.asks.DoChan(host, func() (any, error) {
 		err := m.upstream.Ping(m.ctx, host, "")
+		ttl := pingTTL
 		if err != nil && !registry.Refused(err) {
-			err = last.refusal
+			err, ttl = last.refusal, noPingTTL
 		}
-		m.pings.remember(host, err)
+		m.pings.remember(host, err, ttl)
 		return nil, err
 	})
 	timer := time.NewTimer(pingWait)
@@ -82,11 +85,11 @@ func (p *pings) last(host string) pinged {
 	return p.answers[host]
 }
 
-func (p *pings) remember(host string, refusal error) {
+func (p *pings) remember(host string, refusal error, ttl time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.answers == nil || len(p.answers) >= maxPings {
 		p.answers = make(map[string]pinged)
 	}
-	p.answers[host] = pinged{refusal, time.Now()}
+	p.answers[host] = pinged{refusal, time.Now().Add(ttl)}
 }

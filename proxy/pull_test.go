@@ -225,7 +225,7 @@ func TestRanges(t *testing.T) {
 		check(t, "bytes=0-0", 0, 1)
 		check(t, "bytes=1000000-1999999", 1_000_000, 1_000_000)
 		check(t, "bytes=-1", len(b)-1, 1)
-		check(t, "bytes=4000000-99999999999", 4_000_000, len(b)-4_000_000)
+		check(t, "bytes=3000000-99999999999", 3_000_000, len(b)-3_000_000)
 		unsatisfiable(t)
 	})
 	if n := len(up.seen("GET", d.String())); n != 1 {

@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -225,6 +227,59 @@ func TestRegistryRestarts(t *testing.T) {
 	})
 }
 
+// All who ask for the same at the same moment hear of one failure, instead of
+// waiting for the registry one after the other.
+func TestFailuresAreShared(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+		d := up.push(t, "app", false, random(1000, 65))
+		held, hold := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		up.fail(&fault{left: -1, answer: func(w http.ResponseWriter, _ *http.Request) {
+			once.Do(func() { close(held) })
+			<-hold
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		}})
+		var pulls sync.WaitGroup
+		for range 8 {
+			pulls.Go(func() { m.pull(t, "app", d).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE") })
+		}
+		wait(t, "registry asked", held)
+		eventually(t, "all clients in", func() bool { return m.requests.Load() == 8 })
+		close(hold)
+		pulls.Wait()
+		if n := len(up.seen("GET", d.String())); n > 4 { // seeder and mirror ask once each, and a late client may
+			t.Errorf("the registry was asked %d times", n)
+		}
+		if n := m.counter(t, "murder_pull_errors_total", "unavailable"); n != 8 {
+			t.Errorf("%v errors counted, want 8", n)
+		}
+	})
+}
+
+// The challenge at /v2/ is the registry's own. While it is away it is what it
+// was, and soon asked for again.
+func TestPing(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t)
+	m := newMirror(t, up, nil)
+	up.away()
+	if a := m.request(t, "GET", "/v2/", ""); a.status != http.StatusOK {
+		t.Errorf("GET /v2/ with the registry away = %d", a.status)
+	}
+	up.fail(&fault{path: "/v2/", left: -1, answer: func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", up.challenge("secret"))
+		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "the upstream's own words")
+	}})
+	eventually(t, "the registry's challenge", func() bool {
+		a := m.request(t, "GET", "/v2/", "")
+		return a.status == http.StatusUnauthorized && a.header.Get("Www-Authenticate") == up.challenge("secret")
+	})
+	up.away()
+	if a := m.request(t, "GET", "/v2/", ""); a.status != http.StatusUnauthorized {
+		t.Errorf("GET /v2/ with the registry away again = %d", a.status)
+	}
+}
+
 // A registry that stays away in mid-blob is not asked for ever, nor often.
 func TestRegistryGoesInMidBlob(t *testing.T) {
 	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
@@ -250,10 +305,9 @@ func TestRegistryGoesInMidBlob(t *testing.T) {
 
 // When the daemon's context ends in mid-download all comes to rest, and the
 // next daemon goes on where this one stopped.
-func TestStopsAndResumes(t *testing.T) {
+func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 	for _, name := range []string{"no seeder", "seeder"} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			up := newUpstream(t)
 			var seeders []string
 			var origin *testSeeder
@@ -293,6 +347,7 @@ func TestStopsAndResumes(t *testing.T) {
 				t.Error("a body ended politely when the daemon stopped")
 			}
 			resp.Body.Close()
+			eventually(t, "no goroutines left", func() bool { return ours() == "" })
 
 			m = start()
 			m.mustPull(t, "app", b)
@@ -307,4 +362,17 @@ func TestStopsAndResumes(t *testing.T) {
 			stop(m)
 		})
 	}
+}
+
+// ours returns the stacks of goroutines that run the daemons' code.
+func ours() string {
+	buf := make([]byte, 4<<20)
+	var b strings.Builder
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		daemons := strings.Contains(stack, "murder/proxy.") || strings.Contains(stack, "murder/seeder.")
+		if daemons && !strings.Contains(stack, "testing.tRunner") {
+			b.WriteString(stack + "\n\n")
+		}
+	}
+	return b.String()
 }
