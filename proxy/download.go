@@ -20,6 +20,9 @@ const (
 	// long enough for most layers to become a swarm, and no client gives up
 	// after so short a silence.
 	coldWait = 5 * time.Second
+	// worthASwarm is how many bytes, or an eighth of the blob, must be missing
+	// for a stream to be left for a swarm, which takes a moment to join.
+	worthASwarm = 16 << 20
 	// metainfoWait is how long one question for the metainfo stays open.
 	metainfoWait = 30 * time.Second
 	// stallAfter is the silence after which a swarm is left.
@@ -379,7 +382,7 @@ func (d *download) bySeeder(ctx context.Context) error {
 	return d.streamCold(ctx)
 }
 
-// streamCold streams until the metainfo comes.
+// streamCold streams until the metainfo comes, or to the end if that is near.
 func (d *download) streamCold(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var waiting sync.WaitGroup
@@ -388,7 +391,9 @@ func (d *download) streamCold(ctx context.Context) error {
 	waiting.Go(func() {
 		select {
 		case <-d.hasMeta:
-			cancel(errMetainfo)
+			if rest := d.partial.Size() - d.partial.Received(); rest > max(worthASwarm, d.partial.Size()/8) {
+				cancel(errMetainfo)
+			}
 		case <-ctx.Done():
 		}
 	})
