@@ -126,9 +126,10 @@ func mountsBelow(dir string) ([]string, error) {
 	return points, nil
 }
 
-// inMounts returns args wrapped so that they run in the mount namespace of p.
+// inMounts returns args wrapped so that they run in the mount namespace of p,
+// and with its root, which is another one when the tests run in a chroot.
 func inMounts(p *process, args ...string) []string {
-	return append([]string{"nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", p.PID()), "--"}, args...)
+	return append([]string{"nsenter", "--target", strconv.Itoa(p.PID()), "--mount", "--root", "--"}, args...)
 }
 
 // seenBy is path as the mount namespace of p has it.
