@@ -16,6 +16,9 @@ import (
 // torrentSuffix of files that hold metainfo.
 const torrentSuffix = ".torrent"
 
+// originSuffix of files that hold where an arrival comes from.
+const originSuffix = ".origin"
+
 // arrival is what is known of a blob that is not whole: the file under partial/ and
 // what has been hashed of it. It outlives a Partial that fails, so that the next one
 // goes on at the same byte without reading the file again.
@@ -26,6 +29,7 @@ const torrentSuffix = ".torrent"
 type arrival struct {
 	digest digest.Digest
 	size   int64
+	origin string   // who vouches for it
 	file   *os.File // nil at rest
 
 	// While meta is nil the first prefix bytes are here.
@@ -91,7 +95,12 @@ func (s *Store) unlinkPartial(d digest.Digest) error {
 	if err := remove(s.partialPath(d)); err != nil {
 		return err
 	}
-	return remove(s.partialPath(d) + torrentSuffix)
+	return s.unlinkBeside(d)
+}
+
+// unlinkBeside removes what lies beside the file of an arrival.
+func (s *Store) unlinkBeside(d digest.Digest) error {
+	return errors.Join(remove(s.partialPath(d)+torrentSuffix), remove(s.partialPath(d)+originSuffix))
 }
 
 // dropStale removes rests that nobody has gone on with for long.
@@ -116,7 +125,7 @@ func (s *Store) dropStale() {
 
 // openPartial finds or makes the live Partial of d; Store.opening keeps it to one call
 // per digest at a time.
-func (s *Store) openPartial(d digest.Digest, size int64) (*Partial, error) {
+func (s *Store) openPartial(d digest.Digest, size int64, origin string) (*Partial, error) {
 	s.dropStale()
 	for {
 		s.mu.Lock()
@@ -128,7 +137,7 @@ func (s *Store) openPartial(d digest.Digest, size int64) (*Partial, error) {
 		case whole:
 			return nil, fmt.Errorf("%s: %w", d, ErrWhole)
 		case p == nil:
-			a, err := s.openArrival(d, size)
+			a, err := s.openArrival(d, size, origin)
 			if err != nil {
 				return nil, fmt.Errorf("open partial blob %s: %w", d, err)
 			}
@@ -156,7 +165,7 @@ func (s *Store) startPartial(a *arrival) (*Partial, error) {
 }
 
 // openArrival opens what rests of d, if it has the right size, or begins anew.
-func (s *Store) openArrival(d digest.Digest, size int64) (*arrival, error) {
+func (s *Store) openArrival(d digest.Digest, size int64, origin string) (*arrival, error) {
 	s.names.Lock()
 	defer s.names.Unlock()
 	s.mu.Lock()
@@ -165,10 +174,10 @@ func (s *Store) openArrival(d digest.Digest, size int64) (*arrival, error) {
 		s.dropRest(r)
 	}
 	s.mu.Unlock()
-	a, err := s.reopen(r, d, size)
+	a, err := s.reopen(r, d, size, origin)
 	if err == nil && a == nil {
 		if err = s.unlinkPartial(d); err == nil {
-			a, err = s.create(d, size)
+			a, err = s.create(d, size, origin)
 		}
 	}
 	if err != nil {
@@ -187,7 +196,11 @@ func (s *Store) openArrival(d digest.Digest, size int64) (*arrival, error) {
 }
 
 // create begins an arrival with an empty file.
-func (s *Store) create(d digest.Digest, size int64) (*arrival, error) {
+func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, error) {
+	// A crash that loses this costs a beginning anew.
+	if err := os.WriteFile(s.partialPath(d)+originSuffix, []byte(origin), 0o600); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(s.partialPath(d), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -195,12 +208,17 @@ func (s *Store) create(d digest.Digest, size int64) (*arrival, error) {
 	if err := reserve(f, size); err != nil {
 		return nil, errors.Join(err, f.Close(), remove(f.Name()))
 	}
-	return newArrival(d, size, f), nil
+	a := newArrival(d, size, f)
+	a.origin = origin
+	return a, nil
 }
 
 // reopen goes on with a rest. It returns nil when that is of no use.
-func (s *Store) reopen(r *rest, d digest.Digest, size int64) (*arrival, error) {
-	if r == nil || r.arrival != nil && r.arrival.size != size {
+func (s *Store) reopen(r *rest, d digest.Digest, size int64, origin string) (*arrival, error) {
+	if r == nil || r.arrival != nil && (r.arrival.size != size || r.arrival.origin != origin) {
+		return nil, nil
+	}
+	if from, err := os.ReadFile(s.partialPath(d) + originSuffix); err != nil || string(from) != origin {
 		return nil, nil
 	}
 	f, err := os.OpenFile(s.partialPath(d), os.O_RDWR, 0)
@@ -217,7 +235,9 @@ func (s *Store) reopen(r *rest, d digest.Digest, size int64) (*arrival, error) {
 	a, err := loadArrival(d, size, f)
 	if a == nil {
 		f.Close()
+		return nil, err
 	}
+	a.origin = origin
 	return a, err
 }
 

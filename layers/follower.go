@@ -196,7 +196,7 @@ func (s *Store) release(p *Partial, a *arrival, err error) {
 	var unlinkErr error
 	switch {
 	case err == nil:
-		unlinkErr = remove(s.partialPath(p.digest) + torrentSuffix)
+		unlinkErr = s.unlinkBeside(p.digest)
 	case errors.Is(err, ErrMismatch):
 		unlinkErr = s.unlinkPartial(p.digest)
 	}

@@ -47,7 +47,7 @@ func openStore(t testing.TB, cfg StoreConfig) *Store {
 
 func partial(t testing.TB, s *Store, d digest.Digest, size int) *Partial {
 	t.Helper()
-	p, err := s.Partial(d, int64(size))
+	p, err := s.Partial(d, int64(size), "registry.test")
 	if err != nil {
 		t.Fatal(err)
 	}

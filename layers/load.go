@@ -122,12 +122,12 @@ func (s *Store) loadPartials() error {
 		if strings.HasPrefix(name, tempPrefix) {
 			return remove(filepath.Join(s.partialDir(), name))
 		}
-		d, err := parseFileName(strings.TrimSuffix(name, torrentSuffix))
+		d, err := parseFileName(strings.TrimSuffix(strings.TrimSuffix(name, torrentSuffix), originSuffix))
 		switch {
 		case err != nil:
 			return nil // not ours
-		case strings.HasSuffix(name, torrentSuffix):
-			return s.tidyPartialTorrent(d)
+		case strings.HasSuffix(name, torrentSuffix), strings.HasSuffix(name, originSuffix):
+			return s.tidyBeside(d)
 		case s.blobs[d] != nil || time.Since(fi.ModTime()) > restKept:
 			return s.unlinkPartial(d)
 		}
@@ -137,8 +137,8 @@ func (s *Store) loadPartials() error {
 	return err
 }
 
-// tidyPartialTorrent removes the metainfo of a partial blob that is not there.
-func (s *Store) tidyPartialTorrent(d digest.Digest) error {
+// tidyBeside removes what lies beside a partial blob that is not there.
+func (s *Store) tidyBeside(d digest.Digest) error {
 	_, err := os.Lstat(s.partialPath(d))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.unlinkPartial(d)

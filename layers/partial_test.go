@@ -22,7 +22,7 @@ func TestPartialIsShared(t *testing.T) {
 	var got [20]*Partial
 	var wg sync.WaitGroup
 	for i := range got {
-		wg.Go(func() { got[i], _ = s.Partial(d, int64(len(b))) })
+		wg.Go(func() { got[i], _ = s.Partial(d, int64(len(b)), "registry.test") })
 	}
 	wg.Wait()
 	for _, p := range got {
@@ -30,13 +30,13 @@ func TestPartialIsShared(t *testing.T) {
 			t.Fatalf("Partial = %p, want %p for all", p, got[0])
 		}
 	}
-	_, err := s.Partial(d, int64(len(b))+1)
+	_, err := s.Partial(d, int64(len(b))+1, "registry.test")
 	wantErr(t, err, ErrSize)
 	if err := got[0].Append(b); err != nil {
 		t.Fatal(err)
 	}
 	await(t, got[0].Done())
-	_, err = s.Partial(d, int64(len(b)))
+	_, err = s.Partial(d, int64(len(b)), "registry.test")
 	wantErr(t, err, ErrWhole)
 	wantBlob(t, s, d, b)
 }
@@ -44,11 +44,11 @@ func TestPartialIsShared(t *testing.T) {
 func TestPartialRefusesWhatIsNoDigest(t *testing.T) {
 	s := openStore(t, StoreConfig{})
 	for _, d := range []digest.Digest{"", "sha256:../../x", "md5:0a", "sha256"} {
-		if _, err := s.Partial(d, 1); err == nil {
+		if _, err := s.Partial(d, 1, "registry.test"); err == nil {
 			t.Errorf("Partial(%q) succeeded", d)
 		}
 	}
-	if _, err := s.Partial(sha256Of(nil), -1); err == nil {
+	if _, err := s.Partial(sha256Of(nil), -1, "registry.test"); err == nil {
 		t.Error("negative size succeeded")
 	}
 }
@@ -360,7 +360,7 @@ func TestMetainfoOvertakesFollower(t *testing.T) {
 	s := openStore(t, StoreConfig{})
 	b := content(1, 600<<10)
 	m := metainfoOf(t, b)
-	a, err := s.openArrival(m.Digest(), m.Size())
+	a, err := s.openArrival(m.Digest(), m.Size(), "registry.test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -488,7 +488,7 @@ func TestNextWaitsForWriters(t *testing.T) {
 	writing.Store(true)
 	next := make(chan bool)
 	go func() {
-		s.Partial(sha256Of(b), 1000)
+		s.Partial(sha256Of(b), 1000, "registry.test")
 		next <- writing.Load()
 	}()
 	for range 10000 { // long enough for it to go wrong, most times
@@ -570,6 +570,9 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Symlink("/dev/full", s.partialPath(d)); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(s.partialPath(d)+originSuffix, []byte("registry.test"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s = openStore(t, StoreConfig{Dir: s.dir})
 	p := partial(t, s, d, len(b))
 	wantErr(t, p.Append(b), syscall.ENOSPC)
@@ -621,7 +624,7 @@ func TestNoPartialDirectory(t *testing.T) {
 	if err := os.Remove(s.partialDir()); err != nil {
 		t.Fatal(err)
 	}
-	_, err := s.Partial(sha256Of(b), 1000)
+	_, err := s.Partial(sha256Of(b), 1000, "registry.test")
 	wantErr(t, err, os.ErrNotExist)
 	if err := os.Mkdir(s.partialDir(), 0o755); err != nil {
 		t.Fatal(err)

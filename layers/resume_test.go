@@ -2,6 +2,7 @@ package layers
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -248,5 +249,37 @@ func BenchmarkAppend(b *testing.B) {
 		if err := s.Remove(d); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What is half done is not verified, and may be private: who comes by another registry
+// gets none of it.
+func TestRestOfAnotherOrigin(t *testing.T) {
+	b := content(1, 1<<20)
+	d := sha256Of(b)
+	for name, again := range map[string]func(s *Store, p *Partial) *Store{
+		"failed":  func(s *Store, p *Partial) *Store { p.Fail(os.ErrDeadlineExceeded); <-p.atRest; return s },
+		"restart": func(s *Store, _ *Partial) *Store { return restart(t, s) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, StoreConfig{})
+			p := partial(t, s, d, len(b))
+			if err := p.Append(b[:1000]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Partial(d, int64(len(b)), "evil.test"); !errors.Is(err, ErrSize) {
+				t.Errorf("another origin while it arrives: %v, want %v", err, ErrSize)
+			}
+			s = again(s, p)
+			p, err := s.Partial(d, int64(len(b)), "evil.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Received() != 0 || p.Prefix() != 0 {
+				t.Errorf("another origin goes on with %d bytes", p.Received())
+			}
+			p.Fail(os.ErrDeadlineExceeded)
+			<-p.atRest
+		})
 	}
 }

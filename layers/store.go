@@ -27,8 +27,9 @@ var (
 	ErrMismatch = errors.New("content does not match its digest")
 	// ErrWhole: Partial was asked for a blob that is whole already; use Open.
 	ErrWhole = errors.New("blob is whole already")
-	// ErrSize: the blob is arriving under the same digest with another size.
-	ErrSize = errors.New("blob is arriving with another size")
+	// ErrSize: the blob is arriving under the same digest with another size, or
+	// from another origin.
+	ErrSize = errors.New("blob is arriving as another")
 	// ErrPieces: Append was called after SetMetainfo; WritePiece from now on.
 	ErrPieces = errors.New("blob arrives by pieces")
 	// ErrClosed: the store has been closed.
@@ -185,25 +186,30 @@ func (s *Store) Remove(d digest.Digest) error {
 
 // Partial returns the arriving blob d of size bytes: the same pointer to all who
 // ask while it lives. One that was left half done, by a Partial that failed or by
-// an earlier run, is gone on with where it stood.
+// an earlier run, is gone on with where it stood, if it came from the same origin
+// (the registry that vouches for whoever asks): what is half done is not verified,
+// and another origin may have no right to it. Else it is begun anew.
 //
 // It returns ErrWhole when the blob is in the store, ErrSize when it is arriving
-// with another size, and otherwise the disk's error as it is (ENOSPC, EROFS, ...):
+// with another size or from another origin, and otherwise the disk's error as it is (ENOSPC, EROFS, ...):
 // then nothing is left behind, and the caller had best stream past the store.
-func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
+func (s *Store) Partial(d digest.Digest, size int64, origin string) (*Partial, error) {
 	if err := checkDigest(d); err != nil {
 		return nil, err
 	}
 	if size < 0 {
 		return nil, fmt.Errorf("%s: size %d is negative", d, size)
 	}
-	v, err, _ := s.opening.Do(string(d), func() (any, error) { return s.openPartial(d, size) })
+	v, err, _ := s.opening.Do(string(d), func() (any, error) { return s.openPartial(d, size, origin) })
 	if err != nil {
 		return nil, err
 	}
 	p := v.(*Partial)
 	if p.size != size {
 		return nil, fmt.Errorf("%s: %d bytes, not %d: %w", d, p.size, size, ErrSize)
+	}
+	if p.origin != origin {
+		return nil, fmt.Errorf("%s: from %s, not %s: %w", d, p.origin, origin, ErrSize)
 	}
 	return p, nil
 }
@@ -312,7 +318,7 @@ func (s *Store) blobPath(d digest.Digest) string {
 }
 
 // partialPath returns where a blob lies while it arrives; the metainfo its pieces are
-// judged by lies beside it, with torrentSuffix.
+// judged by lies beside it, with torrentSuffix, and its origin, with originSuffix.
 func (s *Store) partialPath(d digest.Digest) string {
 	return filepath.Join(s.partialDir(), fileName(d))
 }

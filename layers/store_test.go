@@ -264,6 +264,7 @@ func TestOpenStoreTidiesUp(t *testing.T) {
 	for _, name := range []string{
 		"partial/" + tempPrefix + "123",
 		"partial/" + fileName(sha256Of(nil)) + torrentSuffix,
+		"partial/" + fileName(sha256Of(nil)) + originSuffix,
 		"partial/" + fileName(sha256Of(whole)),
 		"torrents/" + fileName(sha256Of(nil)) + torrentSuffix,
 		"partial/notes", "blobs/sha256/notes", "torrents/notes",
@@ -276,7 +277,7 @@ func TestOpenStoreTidiesUp(t *testing.T) {
 	want := []string{
 		"blobs/sha256/" + sha256Of(whole).Encoded(), "blobs/sha256/notes",
 		"index.json", "oci-layout",
-		"partial/notes", "partial/" + fileName(sha256Of(b)),
+		"partial/notes", "partial/" + fileName(sha256Of(b)), "partial/" + fileName(sha256Of(b)) + originSuffix,
 		"torrents/notes", "torrents/" + fileName(sha256Of(whole)) + torrentSuffix,
 	}
 	slices.Sort(want)
@@ -299,7 +300,7 @@ func TestCloseFailsWhatArrives(t *testing.T) {
 	}
 	wantErr(t, p.Err(), ErrClosed)
 	wantErr(t, end(t, reader).err, ErrClosed)
-	_, err := s.Partial(sha256Of(b), 1000)
+	_, err := s.Partial(sha256Of(b), 1000, "registry.test")
 	wantErr(t, err, ErrClosed)
 }
 

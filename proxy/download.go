@@ -85,7 +85,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.partial, err = m.cfg.Store.Partial(req.Digest, size)
+	d.partial, err = m.cfg.Store.Partial(req.Digest, size, req.Repo.Host)
 	if errors.Is(err, layers.ErrWhole) {
 		d.close()
 		return nil, err

@@ -235,7 +235,7 @@ func lie(t testing.TB, d digest.Digest, wrong []byte) *layers.Metainfo {
 	}
 	defer store.Close()
 	other := digest.FromBytes(wrong)
-	p, err := store.Partial(other, int64(len(wrong)))
+	p, err := store.Partial(other, int64(len(wrong)), "registry.test")
 	if err == nil {
 		err = p.Append(wrong)
 	}

@@ -111,7 +111,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if size < 0 {
 		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: registry.ErrNoSize}
 	}
-	partial, err := o.store.Partial(req.Digest, size)
+	partial, err := o.store.Partial(req.Digest, size, req.Repo.Host)
 	if errors.Is(err, layers.ErrWhole) {
 		body.Close()
 		return nil, err

@@ -73,7 +73,7 @@ func testStore(t testing.TB) *layers.Store {
 func fill(t testing.TB, s *layers.Store, b []byte) *layers.Metainfo {
 	t.Helper()
 	d := digest.FromBytes(b)
-	p, err := s.Partial(d, int64(len(b)))
+	p, err := s.Partial(d, int64(len(b)), "registry.test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func (h *host) share(t testing.TB, b []byte, trackers ...string) *layers.Metainf
 
 func (h *host) partial(t testing.TB, m *layers.Metainfo) *layers.Partial {
 	t.Helper()
-	p, err := h.store.Partial(m.Digest(), m.Size())
+	p, err := h.store.Partial(m.Digest(), m.Size(), "registry.test")
 	if err != nil {
 		t.Fatal(err)
 	}
