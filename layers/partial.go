@@ -29,6 +29,7 @@ type Partial struct {
 	store  *Store
 	digest digest.Digest
 	size   int64
+	origin string
 
 	verified chan struct{} // closed when the digest is right
 	done     chan struct{} // closed when the blob is in the store, or will not be
@@ -64,6 +65,7 @@ func newPartial(s *Store, a *arrival) *Partial {
 		store:    s,
 		digest:   a.digest,
 		size:     a.size,
+		origin:   a.origin,
 		verified: make(chan struct{}),
 		done:     make(chan struct{}),
 		checked:  make(chan struct{}),
