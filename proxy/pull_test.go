@@ -21,7 +21,7 @@ func TestColdSwarm(t *testing.T) {
 	b := random(big, 1)
 	d := up.push(t, "app", false, b)
 	// A seeder on a slow line shows who does the work.
-	origin := newSeederIn(t, t.TempDir(), swarm.Config{Upload: layers.NewLimiter(2 << 20)}, up)
+	origin := newSeederIn(t, t.TempDir(), swarm.Config{Upload: layers.NewLimiter(1 << 20)}, up)
 	mirrors := make([]*testMirror, 5)
 	for i := range mirrors {
 		mirrors[i] = newMirror(t, up, []string{origin.server.URL})
