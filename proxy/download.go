@@ -69,6 +69,9 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
+	if m.uncached.has(req.Digest) {
+		return nil, registry.PassThrough(m.ctx, m.upstream, req, errCacheFailed)
+	}
 	d := &download{mirror: m, hasMeta: make(chan struct{}), noMeta: make(chan struct{}), ended: make(chan struct{}),
 		streamAt: time.Now().Add(m.coldWait), ways: make(map[string]bool)}
 	d.rights.Add(req.Repo, req.Authorization)
@@ -165,6 +168,9 @@ func (d *download) run() {
 	if errors.Is(err, layers.ErrMismatch) {
 		m.suspects.add(p.Digest())
 	}
+	if diskFailed(err) {
+		m.uncached.add(p.Digest())
+	}
 	m.flights.End(p.Digest())
 	close(d.ended)
 	record := m.ledger.End(p.Digest(), err)
@@ -225,7 +231,7 @@ func (d *download) bring() error {
 		case errors.Is(err, errMetainfo):
 			at = 0
 			continue
-		case d.over():
+		case d.over(), diskFailed(err):
 			return err
 		case !errors.Is(err, errSkip):
 			last = err

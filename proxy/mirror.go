@@ -72,7 +72,8 @@ type Mirror struct {
 	manifests *registry.Manifests
 	flights   layers.Flights[*download]
 	shared    *layers.Shared
-	suspects  suspects
+	suspects  shunned // what came out wrong
+	uncached  shunned // what the disk did not take
 	pings     pings
 	ledger    *layers.Ledger
 
@@ -84,8 +85,11 @@ type Mirror struct {
 
 // Open returns a Mirror that works until ctx ends.
 func Open(ctx context.Context, cfg Config) *Mirror {
-	m := &Mirror{cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger(),
-		coldWait: coldWait, stallAfter: stallAfter}
+	m := &Mirror{
+		cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger(),
+		suspects: shunned{long: suspectFor}, uncached: shunned{long: uncachedFor},
+		coldWait: coldWait, stallAfter: stallAfter,
+	}
 	m.grants.OnAnswer = cfg.Metrics.authorized
 	m.seeders = newSeeders(ctx, &m.running, cfg.Seeders, cfg.Log)
 	m.upstream = &failover{m.seeders, cfg.Registries, m.fellBack}

@@ -32,8 +32,10 @@ const (
 
 	maxErrorBody = 64 << 10
 	dialTimeout  = 3 * time.Second
-	// A registry may itself be a cache that fetches before it answers.
-	answerTimeout = 20 * time.Second
+	// A registry may itself be a cache that fetches before it answers. But a
+	// mirror waits twice, for the seeder's question and for its own, and an
+	// engine has another way when it is told no in time.
+	answerTimeout = 10 * time.Second
 	// idleTimeout ends a body from which nothing comes any more.
 	idleTimeout = 10 * time.Second
 )

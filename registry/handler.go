@@ -114,17 +114,19 @@ func (h *Handler) manifest(w http.ResponseWriter, r *http.Request, req Request) 
 		if err != nil {
 			return err
 		}
-		describe(w, desc)
+		if !notModified(w, r, desc) {
+			describe(w, desc)
+		}
 		return nil
 	}
 	desc, content, err := h.Backend.GetManifest(r.Context(), req)
 	if err != nil {
 		return err
 	}
-	describe(w, desc)
-	if notModified(w, r) {
+	if notModified(w, r, desc) {
 		return nil
 	}
+	describe(w, desc)
 	_, err = w.Write(content)
 	return ignore(err)
 }
@@ -136,9 +138,10 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, req Request) erro
 		if err != nil {
 			return err
 		}
-		desc.Size = size
-		describe(w, desc)
-		w.Header().Set("Accept-Ranges", "bytes")
+		if desc.Size = size; !notModified(w, r, desc) {
+			describe(w, desc)
+			w.Header().Set("Accept-Ranges", "bytes")
+		}
 		return nil
 	}
 	blob, err := h.Backend.OpenBlob(r.Context(), req)
@@ -154,6 +157,9 @@ func (h *Handler) blob(w http.ResponseWriter, r *http.Request, req Request) erro
 // error cannot be sent: the connection is cut, so that no client takes a part
 // for the whole.
 func (h *Handler) send(w http.ResponseWriter, r *http.Request, desc ocispec.Descriptor, blob OpenBlob) error {
+	if notModified(w, r, desc) {
+		return nil
+	}
 	off, n, status := int64(0), desc.Size, http.StatusOK
 	if desc.Size >= 0 {
 		var whole bool
@@ -163,9 +169,6 @@ func (h *Handler) send(w http.ResponseWriter, r *http.Request, desc ocispec.Desc
 		}
 		describe(w, desc)
 		w.Header().Set("Accept-Ranges", "bytes")
-		if notModified(w, r) {
-			return nil
-		}
 		if !whole {
 			status = http.StatusPartialContent
 			w.Header().Set("Content-Range", contentRange(off, n, desc.Size))
@@ -260,11 +263,13 @@ func describe(w http.ResponseWriter, desc ocispec.Descriptor) {
 
 func etag(desc ocispec.Descriptor) string { return `"` + desc.Digest.String() + `"` }
 
-// notModified answers 304 to a client that has this content already.
-func notModified(w http.ResponseWriter, r *http.Request) bool {
+// notModified answers 304 to a client that has this content already (RFC 9110,
+// 13.1.2). It goes before all else that a request asks.
+func notModified(w http.ResponseWriter, r *http.Request, desc ocispec.Descriptor) bool {
 	for tag := range strings.SplitSeq(r.Header.Get("If-None-Match"), ",") {
-		if strings.TrimPrefix(strings.TrimSpace(tag), "W/") == w.Header().Get("Etag") {
-			w.Header().Del("Content-Length")
+		if tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/"); tag == etag(desc) || tag == "*" {
+			w.Header().Set("Docker-Content-Digest", desc.Digest.String())
+			w.Header().Set("Etag", etag(desc))
 			w.WriteHeader(http.StatusNotModified)
 			return true
 		}

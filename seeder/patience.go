@@ -21,7 +21,7 @@ import (
 const (
 	silence      = 150 * time.Millisecond // before the first answer
 	answerWithin = 750 * time.Millisecond // for /livez; together under a second
-	bodySilence  = time.Second            // in mid-body
+	bodySilence  = 250 * time.Millisecond // in mid-body
 )
 
 var errHangs error = hangs{}
