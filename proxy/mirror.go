@@ -6,7 +6,7 @@
 //
 // A [Mirror] is an http.Handler. The protocol is package registry's, bytes on
 // disk and in the swarm are package layers'; what remains here is the choice
-// of ways (download.go), and when to leave one for the next.
+// of ways (ways.go), and when to leave one for the next (download.go).
 package proxy
 
 import (
