@@ -431,6 +431,7 @@ func TestFailAndGoOn(t *testing.T) {
 				if err := p.WritePiece(3, pieceOf(m, b, 3)); err != nil {
 					t.Fatal(err)
 				}
+				await(t, p.Checked()) // what the follower had not hashed yet
 			}
 			reader := read(t.Context(), p, 0, p.Size())
 			awaitHashed(t, p, 2*pl)
