@@ -10,9 +10,15 @@ import (
 	"github.com/murderp2p/murder/registry"
 )
 
-// probeInterval is how often a seeder that was found ill is asked whether it
-// is well again. Until then no pull asks it, and none loses time by it.
-const probeInterval = time.Second
+// A seeder that was found ill is asked whether it is well again each
+// probeInterval. Until then no pull asks it, and none loses time by it. One that
+// says so and is found ill again within relapse is asked after twice as long each
+// time, up to maxInterval: it may answer this question and no other.
+const (
+	probeInterval = time.Second
+	maxInterval   = 30 * time.Second
+	relapse       = time.Minute
+)
 
 // seeders are the seeders of a mirror, with what is known of their health.
 type seeders struct {
@@ -21,8 +27,15 @@ type seeders struct {
 	log     *slog.Logger
 	list    []Seeder
 
-	mu  sync.Mutex // guards ill
-	ill map[Seeder]SeederHealth
+	mu        sync.Mutex // guards the two below
+	ill       map[Seeder]SeederHealth
+	recovered map[Seeder]recovery
+}
+
+// recovery is when a seeder was last well again, and after how long a wait.
+type recovery struct {
+	at   time.Time
+	wait time.Duration
 }
 
 // SeederHealth tells whether a seeder answers.
@@ -34,7 +47,7 @@ type SeederHealth struct {
 }
 
 func newSeeders(ctx context.Context, running *sync.WaitGroup, list []Seeder, log *slog.Logger) *seeders {
-	return &seeders{ctx: ctx, running: running, log: log, list: list, ill: make(map[Seeder]SeederHealth)}
+	return &seeders{ctx: ctx, running: running, log: log, list: list, ill: make(map[Seeder]SeederHealth), recovered: make(map[Seeder]recovery)}
 }
 
 // well returns the seeders that can be asked, in order.
@@ -68,7 +81,8 @@ func (s *seeders) failed(ctx context.Context, seeder Seeder, err error) (ill boo
 
 // await asks until the seeder is well again.
 func (s *seeders) await(seeder Seeder) {
-	tick := time.NewTicker(probeInterval)
+	wait := s.wait(seeder)
+	tick := time.NewTicker(wait)
 	defer tick.Stop()
 	for {
 		select {
@@ -82,8 +96,20 @@ func (s *seeders) await(seeder Seeder) {
 	}
 	s.mu.Lock()
 	delete(s.ill, seeder)
+	s.recovered[seeder] = recovery{time.Now(), wait}
 	s.mu.Unlock()
 	s.log.Info("seeder is well again", "seeder", seeder.URL())
+}
+
+// wait is how long a seeder that has just been found ill is left alone.
+func (s *seeders) wait(seeder Seeder) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, ok := s.recovered[seeder]
+	if !ok || time.Since(last.at) > relapse {
+		return probeInterval
+	}
+	return min(2*last.wait, maxInterval)
 }
 
 // isIll tells whether a seeder is known not to answer.

@@ -134,6 +134,22 @@ func TestPatience(t *testing.T) {
 			t.Errorf("Torrent for a caller who leaves = %v", err)
 		}
 	})
+	t.Run("only livez", func(t *testing.T) {
+		t.Parallel()
+		hung := make(chan struct{})
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/livez" {
+				<-hung
+			}
+		}))
+		defer server.Close()
+		defer close(hung)
+		begun := time.Now()
+		_, err := seeder.NewClient(parseURL(t, server.URL)).HeadManifest(t.Context(), repo, "v1", "")
+		if took := time.Since(begun); !errors.Is(err, registry.ErrUnreachable) || took > 5*time.Second {
+			t.Errorf("HeadManifest = %v after %v, want ErrUnreachable within a second", err, took)
+		}
+	})
 	t.Run("hangs in mid-body", func(t *testing.T) {
 		t.Parallel()
 		hung := make(chan struct{})

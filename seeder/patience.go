@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,15 +15,16 @@ import (
 	"github.com/murderp2p/murder/registry"
 )
 
-// A mirror gives a seeder up within a second. But a seeder may rightly be
-// silent for longer than that, while its registry thinks: so a silence is
-// only the reason to ask /livez, and a seeder that answers it is waited for. So
-// is one of which anything else has come meanwhile: on a host under load the
-// probe may be what is late.
+// A mirror gives a seeder up within a second in which nothing comes from it: no
+// beat before an answer (see beat.go), no byte of a body. A body may rightly stop
+// for longer, while the registry's does; so its silence is only the reason to ask
+// /livez. A seeder of which anything else has come meanwhile is waited for: on a
+// host under load the beat or the probe may be what is late.
 const (
-	silence      = 150 * time.Millisecond // before the first answer
-	answerWithin = 750 * time.Millisecond // for /livez; together under a second
-	bodySilence  = 250 * time.Millisecond // in mid-body
+	answerWithin = 750 * time.Millisecond // for /livez
+	bodySilence  = 250 * time.Millisecond // together a second
+	beatWithin   = 900 * time.Millisecond
+	beatAtLast   = 10 * time.Second // whatever else comes
 )
 
 var errHangs error = hangs{}
@@ -55,10 +58,15 @@ func newPatience(livez string) *patience {
 // check returns nil when /livez answers in time, or anything else does.
 func (p *patience) check(ctx context.Context) error {
 	err := p.probe(ctx)
-	if err != nil && time.Since(time.Unix(0, p.alive.Load())) < answerWithin {
+	if err != nil && p.livedWithin(answerWithin) {
 		return nil
 	}
 	return err
+}
+
+// livedWithin tells whether anything has come from the seeder of late.
+func (p *patience) livedWithin(limit time.Duration) bool {
+	return time.Since(time.Unix(0, p.alive.Load())) < limit
 }
 
 func (p *patience) probe(ctx context.Context) error {
@@ -80,13 +88,25 @@ func (p *patience) probe(ctx context.Context) error {
 	return err
 }
 
+// beats returns the check for a request since begun to which no beat has come.
+func (p *patience) beats(begun time.Time) func(context.Context) error {
+	return func(context.Context) error {
+		if time.Since(begun) < beatAtLast && p.livedWithin(answerWithin) {
+			return nil
+		}
+		return errHangs
+	}
+}
+
 // RoundTrip implements http.RoundTripper. The answer's body fails, too, when
 // the seeder hangs in the middle of it.
 func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
-	w := &watch{patience: p, ctx: ctx, cancel: cancel, limit: silence}
+	w := &watch{patience: p, ctx: ctx, cancel: cancel, limit: beatWithin, check: p.beats(time.Now())}
 	w.begin()
-	resp, err := p.requests.RoundTrip(req.WithContext(ctx))
+	req = req.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
+	req.Header.Set(beatHeader, "1")
+	resp, err := p.requests.RoundTrip(req)
 	w.end()
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errHangs) {
@@ -96,7 +116,7 @@ func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	p.lives()
-	w.limit = bodySilence
+	w.limit, w.check = bodySilence, p.check
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: w}
 	return resp, nil
 }
@@ -106,7 +126,8 @@ type watch struct {
 	patience *patience
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	limit    time.Duration
+	limit    time.Duration               // of silence
+	check    func(context.Context) error // what to do about it: nil is waiting on
 
 	mu    sync.Mutex // guards below
 	timer *time.Timer
@@ -131,7 +152,7 @@ func (w *watch) end() {
 
 // silent asks whether the seeder still lives, and goes on waiting if it does.
 func (w *watch) silent(turn int) {
-	err := w.patience.check(w.ctx)
+	err := w.check(w.ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.turn != turn {
@@ -141,7 +162,16 @@ func (w *watch) silent(turn int) {
 		w.cancel(errHangs)
 		return
 	}
-	w.timer = time.AfterFunc(time.Second, func() { w.silent(turn) })
+	w.timer = time.AfterFunc(w.limit, func() { w.silent(turn) })
+}
+
+// beat is told that the seeder is at work on the answer.
+func (w *watch) beat(int, textproto.MIMEHeader) error {
+	w.patience.lives()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer.Reset(w.limit)
+	return nil
 }
 
 // watchedBody is a body under watch while it is being read.

@@ -86,6 +86,11 @@ func (s *Seeder) routes() {
 
 // ServeHTTP implements http.Handler.
 func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get(beatHeader) != "" {
+		b := newBeating(w)
+		defer b.stop()
+		w = b
+	}
 	if registry.IsPull(r.URL.Path) {
 		s.pulls.ServeHTTP(w, r)
 		return
