@@ -24,7 +24,7 @@ type Record struct {
 	Registry   string           `json:"registry"`
 	Repository string           `json:"repository"`
 	Size       int64            `json:"size"`     // bytes
-	Received   int64            `json:"received"` // bytes here
+	Received   int64            `json:"received"` // bytes that have come in; the size when it is whole
 	State      string           `json:"state"`    // arriving, whole or failed
 	Way        string           `json:"way"`      // swarm, seeder or upstream: the way it is taking, or took last
 	From       map[Source]int64 `json:"from"`     // bytes by source
@@ -98,7 +98,7 @@ func (l *Ledger) End(d digest.Digest, err error) Record {
 	return l.update(d, func(r *Record) {
 		r.State, r.Received = "whole", r.Size
 		if err != nil {
-			r.State = "failed"
+			r.State, r.Received = "failed", 0
 		}
 		r.TookMS = time.Since(r.Started).Milliseconds()
 	})
@@ -148,6 +148,9 @@ func (r *Record) copy() Record {
 	c.From = make(map[Source]int64, len(r.From))
 	for from, n := range r.From {
 		c.From[from] = n
+		if r.State != "whole" {
+			c.Received = min(r.Size, c.Received+n)
+		}
 	}
 	return c
 }

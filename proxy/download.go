@@ -104,7 +104,8 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 		case registry.Refused(err):
 			return 0, err
 		case !m.seeders.failed(m.ctx, seeder, err):
-			return 0, nil // it is there, but cannot: no more could the next
+			d.why = whyCannot // it is there; no more could the next
+			return 0, nil
 		}
 	}
 	return 0, nil

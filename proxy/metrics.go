@@ -22,7 +22,18 @@ const (
 	whyCold         = "seeder still fetching"
 	whyBrokeOff     = "answer broke off"
 	whyWrong        = "blob came out wrong before"
+	whyCannot       = "seeder could not"
 	whyNoCache      = "cache unusable"
+)
+
+var whys = []string{whySeederFailed, whyNoSeeder, whyStalled, whySmall, whyCold, whyBrokeOff, whyWrong, whyCannot, whyNoCache}
+
+// Why a blob could not be served: labels of murder_pull_errors_total.
+const (
+	reasonRefused     = "refused"
+	reasonNotFound    = "not found"
+	reasonUnavailable = "unavailable"
+	reasonInternal    = "internal"
 )
 
 // Metrics are the events that a mirror counts.
@@ -40,7 +51,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return auto.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	return &Metrics{
+	m := &Metrics{
 		pulls:  counter("murder_pulls_total", "Blobs served to clients, by registry and by where they came from.", "registry", "source"),
 		errors: counter("murder_pull_errors_total", "Blobs that could not be served, by reason.", "reason"),
 		seconds: auto.NewHistogram(prometheus.HistogramOpts{
@@ -50,6 +61,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		fallbacks:      counter("murder_fallbacks_total", "Times that a better way was left for a worse one, by reason.", "reason"),
 		authorizations: counter("murder_authorizations_total", "Questions to registries whether a caller may read, by result.", "result"),
 	}
+	// There from the start, or a rate over them would miss the first event.
+	for _, why := range whys {
+		m.fallbacks.WithLabelValues(why)
+	}
+	for _, reason := range []string{reasonRefused, reasonNotFound, reasonUnavailable, reasonInternal} {
+		m.errors.WithLabelValues(reason)
+	}
+	for _, result := range registry.Answers {
+		m.authorizations.WithLabelValues(result)
+	}
+	return m
 }
 
 func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
@@ -60,16 +82,16 @@ func (m *Metrics) pulled(host, source string, begun time.Time) {
 }
 
 func (m *Metrics) failed(err error) {
-	reason := "internal"
+	reason := reasonInternal
 	if errors.Is(err, layers.ErrMismatch) {
 		reason = "wrong bytes"
 	}
 	if e, ok := errors.AsType[*registry.Error](err); ok {
-		switch reason = "unavailable"; e.Status {
+		switch reason = reasonUnavailable; e.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			reason = "refused"
+			reason = reasonRefused
 		case http.StatusNotFound:
-			reason = "not found"
+			reason = reasonNotFound
 		}
 	}
 	m.errors.WithLabelValues(reason).Inc()

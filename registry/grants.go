@@ -37,9 +37,7 @@ type Grants struct {
 	key   [32]byte // so that what is kept tells nothing about credentials
 	asks  singleflight.Group
 	now   func() time.Time
-	// OnAnswer, when set, is told of each question's result: "granted",
-	// "refused", "grace" (the registry is away, an earlier answer holds) or
-	// "unavailable".
+	// OnAnswer, when set, is told of each question's result, one of Answers.
 	OnAnswer func(result string)
 
 	mu      sync.Mutex // guards the two below
@@ -54,6 +52,10 @@ type grant struct {
 	caller caller
 	repo   Repository
 }
+
+// Answers are the results of questions to a registry. At "grace" it is away, and
+// an earlier answer holds.
+var Answers = []string{"granted", "refused", "grace", "unavailable"}
 
 // maxRemembered bounds grants and known content, each. An entry takes about
 // 300 bytes.

@@ -3,6 +3,8 @@ package seeder
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/murderp2p/murder/registry"
 )
 
 // Metrics are the events that a seeder counts.
@@ -14,7 +16,7 @@ type Metrics struct {
 // NewMetrics registers them with reg.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	auto := promauto.With(reg)
-	return &Metrics{
+	m := &Metrics{
 		authorizations: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "murder_authorizations_total", Help: "Questions to registries whether a caller may read, by result.",
 		}, []string{"result"}),
@@ -22,6 +24,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "murder_cache_errors_total", Help: "Blobs that the cache could not take and that were passed through.",
 		}),
 	}
+	for _, result := range registry.Answers { // there from the start, for rates
+		m.authorizations.WithLabelValues(result)
+	}
+	return m
 }
 
 func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
