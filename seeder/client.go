@@ -44,7 +44,13 @@ func (c *Client) Announce() string { return c.url.JoinPath("/announce").String()
 
 // Alive returns nil when the seeder answers within the second that a pull may
 // lose by it.
-func (c *Client) Alive(ctx context.Context) error { return c.health.check(ctx) }
+func (c *Client) Alive(ctx context.Context) error {
+	err := c.health.probe(ctx)
+	if err != nil && c.health.livedWithin(answerWithin) {
+		return nil
+	}
+	return err
+}
 
 // Torrent asks for the metainfo of a blob and thereby has the seeder fetch
 // the blob, if the registry admits the caller. While it is being made m is

@@ -18,13 +18,13 @@ import (
 // A mirror gives a seeder up within a second in which nothing comes from it: no
 // beat before an answer (see beat.go), no byte of a body. A body may rightly stop
 // for longer, while the registry's does; so its silence is only the reason to ask
-// /livez. A seeder of which anything else has come meanwhile is waited for: on a
-// host under load the beat or the probe may be what is late.
+// /livez. A seeder of which anything else has come meanwhile is waited for a
+// little longer: on a host under load the beat or the probe may be what is late.
 const (
 	answerWithin = 750 * time.Millisecond // for /livez
 	bodySilence  = 250 * time.Millisecond // together a second
 	beatWithin   = 900 * time.Millisecond
-	beatAtLast   = 10 * time.Second // whatever else comes
+	doubtFor     = 3 * time.Second
 )
 
 var errHangs error = hangs{}
@@ -55,20 +55,12 @@ func newPatience(livez string) *patience {
 	return &patience{requests: transport(), probes: transport(), livez: livez}
 }
 
-// check returns nil when /livez answers in time, or anything else does.
-func (p *patience) check(ctx context.Context) error {
-	err := p.probe(ctx)
-	if err != nil && p.livedWithin(answerWithin) {
-		return nil
-	}
-	return err
-}
-
 // livedWithin tells whether anything has come from the seeder of late.
 func (p *patience) livedWithin(limit time.Duration) bool {
 	return time.Since(time.Unix(0, p.alive.Load())) < limit
 }
 
+// probe returns nil when /livez answers in time.
 func (p *patience) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -88,21 +80,14 @@ func (p *patience) probe(ctx context.Context) error {
 	return err
 }
 
-// beats returns the check for a request since begun to which no beat has come.
-func (p *patience) beats(begun time.Time) func(context.Context) error {
-	return func(context.Context) error {
-		if time.Since(begun) < beatAtLast && p.livedWithin(answerWithin) {
-			return nil
-		}
-		return errHangs
-	}
-}
+// noBeat is the check for a request to which no beat has come.
+func noBeat(context.Context) error { return errHangs }
 
 // RoundTrip implements http.RoundTripper. The answer's body fails, too, when
 // the seeder hangs in the middle of it.
 func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
-	w := &watch{patience: p, ctx: ctx, cancel: cancel, limit: beatWithin, check: p.beats(time.Now())}
+	w := &watch{patience: p, ctx: ctx, cancel: cancel, limit: beatWithin, check: noBeat}
 	w.begin()
 	req = req.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
 	req.Header.Set(beatHeader, "1")
@@ -116,7 +101,7 @@ func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	p.lives()
-	w.limit, w.check = bodySilence, p.check
+	w.limit, w.check = bodySilence, p.probe
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: w}
 	return resp, nil
 }
@@ -131,7 +116,8 @@ type watch struct {
 
 	mu    sync.Mutex // guards below
 	timer *time.Timer
-	turn  int // of waiting; a probe that ends in a later turn says nothing
+	since time.Time // of the silence
+	turn  int       // of waiting; a probe that ends in a later turn says nothing
 }
 
 // begin is called when the waiting begins, end when it is over.
@@ -140,6 +126,7 @@ func (w *watch) begin() {
 	defer w.mu.Unlock()
 	w.turn++
 	turn := w.turn
+	w.since = time.Now()
 	w.timer = time.AfterFunc(w.limit, func() { w.silent(turn) })
 }
 
@@ -158,7 +145,7 @@ func (w *watch) silent(turn int) {
 	if w.turn != turn {
 		return
 	}
-	if err != nil {
+	if err != nil && (time.Since(w.since) > doubtFor || !w.patience.livedWithin(answerWithin)) {
 		w.cancel(errHangs)
 		return
 	}
@@ -170,6 +157,7 @@ func (w *watch) beat(int, textproto.MIMEHeader) error {
 	w.patience.lives()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.since = time.Now()
 	w.timer.Reset(w.limit)
 	return nil
 }
