@@ -27,6 +27,7 @@ type joined struct {
 	posts   []*post // nil before publish
 	fetches int     // under way
 
+	gone     chan struct{} // closed just before the library lets go for good
 	failOnce sync.Once
 	failed   chan struct{} // closed when a piece could not be kept
 	failure  error         // why; set before failed is closed
@@ -107,6 +108,7 @@ func (c *Client) join(m *layers.Metainfo, content content) (j *joined, isNew boo
 	j = &joined{
 		client: c, hash: m.InfoHash(), meta: m, content: content,
 		release: func() {},
+		gone:    make(chan struct{}),
 		failed:  make(chan struct{}),
 		told:    told{pieces: make([]bool, m.Pieces())},
 	}
@@ -225,6 +227,7 @@ func (j *joined) close() {
 		return
 	}
 	j.left = true
+	close(j.gone)
 	if j.t != nil {
 		j.t.Drop()
 		j.t = nil

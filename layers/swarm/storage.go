@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
@@ -59,12 +60,28 @@ type piece struct {
 	from, length int64 // bytes
 }
 
-// ReadAt implements storage.PieceImpl.
+// goneWithin is how soon after a content fails its swarm is usually left.
+const goneWithin = time.Second
+
+// ReadAt implements storage.PieceImpl. The library panics, and takes the process with
+// it, when a read for a peer fails after it has let go of the torrent; but a content
+// fails at just that time, when its file is closed. Nothing of what is read then goes
+// anywhere, so such a read succeeds.
 func (p piece) ReadAt(b []byte, off int64) (int, error) {
 	if off >= p.length {
 		return 0, io.EOF
 	}
-	return p.content.ReadAt(b[:min(int64(len(b)), p.length-off)], p.from+off)
+	b = b[:min(int64(len(b)), p.length-off)]
+	n, err := p.content.ReadAt(b, p.from+off)
+	if n == len(b) || err == nil {
+		return n, err
+	}
+	select {
+	case <-p.gone:
+		return len(b), nil
+	case <-time.After(goneWithin):
+		return n, err
+	}
 }
 
 // WriteAt implements storage.PieceImpl.

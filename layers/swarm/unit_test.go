@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
+	"time"
 )
 
 func TestIdentityIsReadBack(t *testing.T) {
@@ -124,3 +126,18 @@ func TestKeepAlivesShowOnlyOnSilentConnections(t *testing.T) {
 		t.Errorf("%d bytes went out after a minute's silence, want one keep-alive more", got)
 	}
 }
+
+// A read of a content that is closed must not fail once the swarm is left: the library
+// would panic.
+func TestReadOfWhatIsGone(t *testing.T) {
+	j := &joined{content: closedContent{}, gone: make(chan struct{})}
+	p := piece{files{j}, 0, 0, 100}
+	time.AfterFunc(10*time.Millisecond, func() { close(j.gone) })
+	if n, err := p.ReadAt(make([]byte, 100), 0); n != 100 || err != nil {
+		t.Errorf("ReadAt = %d, %v, want 100 bytes", n, err)
+	}
+}
+
+type closedContent struct{ content }
+
+func (closedContent) ReadAt([]byte, int64) (int, error) { return 0, os.ErrClosed }
