@@ -15,6 +15,7 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
+	"github.com/murderp2p/murder/registry"
 )
 
 // A pull that the registry could serve succeeds, whatever is at the seeder's
@@ -313,6 +314,7 @@ func TestLyingSeeder(t *testing.T) {
 // blob, as one that was let in before its disk went bad.
 func believed(t testing.TB, up *upstream, s *testSeeder) string {
 	return serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(registry.SeederHeader, "1")
 		dir, d, _ := strings.Cut(r.URL.Path[1:], "sha256:")
 		parsed := digest.Digest("sha256:" + d)
 		switch {
@@ -350,6 +352,7 @@ func TestLyingMetainfo(t *testing.T) {
 			d := up.push(t, "app", false, b)
 			lie := lie(t, d, wrong)
 			m := newMirror(t, up, []string{serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set(registry.SeederHeader, "1")
 				switch {
 				case strings.HasPrefix(r.URL.Path, "/v1/torrents/"):
 					w.Write(lie.Bytes())

@@ -30,6 +30,10 @@ const (
 	// --seeder names by mistake.
 	UpstreamHeader = "Murder-Upstream"
 
+	// SeederHeader is in each answer of a seeder. Without it a registry that
+	// --seeder names by mistake would be believed about the images of others.
+	SeederHeader = "Murder-Seeder"
+
 	maxErrorBody = 64 << 10
 	dialTimeout  = 3 * time.Second
 	// A registry may itself be a cache that fetches before it answers. But a
@@ -345,10 +349,14 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	}
 	resp.Body = newIdleBody(resp.Body, c.idle)
 	success := resp.StatusCode/100 == 2
-	if success && !isPage(resp) {
+	stranger := c.cfg.Via != nil && resp.Header.Get(SeederHeader) == ""
+	if success && !isPage(resp) && !stranger {
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if stranger {
+		return nil, Unavailable("%s does not answer as a seeder does: is that its address?", c.party(repo.Host))
+	}
 	if success {
 		return nil, Unavailable("%s answered with a web page", c.party(repo.Host))
 	}

@@ -704,6 +704,7 @@ func TestVia(t *testing.T) {
 	mark, code := true, 404
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked.Store(r)
+		w.Header().Set(SeederHeader, "1")
 		if mark {
 			w.Header().Set(UpstreamHeader, "ghcr.io")
 		}
@@ -750,6 +751,7 @@ func TestViaFetchesNoToken(t *testing.T) {
 	var n atomic.Int64
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		n.Add(1)
+		w.Header().Set(SeederHeader, "1")
 		w.Header().Set(UpstreamHeader, "ghcr.io")
 		w.Header().Set("Www-Authenticate", `Bearer realm="http://`+r.Host+`/token"`)
 		w.WriteHeader(401)
@@ -795,4 +797,16 @@ func TestContentLengthIsKept(t *testing.T) {
 		w.Write(blob)
 	})
 	checkBlob(t, newTestClient(t, host), Repository{host, "a"}, blob, 0)
+}
+
+// A registry that --seeder names by mistake is not believed about the images of
+// others.
+func TestViaAPlainRegistry(t *testing.T) {
+	blob := []byte("of another registry")
+	host := realRegistry(t, blob)
+	c := testClient(t, ClientConfig{Via: parseURL(t, "http://"+host)})
+	d := digest.FromBytes(blob)
+	if size, err := c.StatBlob(t.Context(), Repository{"ghcr.io", "a"}, d, ""); err == nil || Refused(err) {
+		t.Errorf("StatBlob = %d, %v, want an error that is no verdict", size, err)
+	}
 }

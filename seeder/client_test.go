@@ -155,6 +155,7 @@ func TestPatience(t *testing.T) {
 		hung := make(chan struct{})
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasPrefix(r.URL.Path, "/v2/") {
+				w.Header().Set(registry.SeederHeader, "1")
 				w.Header().Set("Content-Length", "1000")
 				w.Write(make([]byte, 10))
 				http.NewResponseController(w).Flush()

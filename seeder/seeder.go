@@ -91,6 +91,7 @@ func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer b.stop()
 		w = b
 	}
+	w.Header().Set(registry.SeederHeader, "1")
 	if registry.IsPull(r.URL.Path) {
 		s.pulls.ServeHTTP(w, r)
 		return
