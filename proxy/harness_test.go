@@ -27,6 +27,7 @@ import (
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/proxy"
 	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 )
 
@@ -162,19 +163,19 @@ type testSeeder struct {
 	*seeder.Seeder
 }
 
-func newSeeder(t testing.TB, up *upstream) *testSeeder {
+func newSeeder(t testing.TB, up *registrytest.Upstream) *testSeeder {
 	t.Helper()
 	return newSeederIn(t, t.TempDir(), swarm.Config{}, up)
 }
 
-func newSeederIn(t testing.TB, dir string, cfg swarm.Config, up *upstream) *testSeeder {
+func newSeederIn(t testing.TB, dir string, cfg swarm.Config, up *registrytest.Upstream) *testSeeder {
 	t.Helper()
 	cfg.Seeder = true
 	m := openMachine(t, dir, cfg)
 	ctx, stop := context.WithCancel(context.Background())
 	s := seeder.Open(ctx, seeder.Config{
-		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.host,
-		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.host}}),
+		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.Host,
+		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
 		TagTTL:   time.Second, AuthTTL: time.Minute, AuthGrace: time.Hour,
 		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
 	})
@@ -187,7 +188,7 @@ func newSeederIn(t testing.TB, dir string, cfg swarm.Config, up *upstream) *test
 type testMirror struct {
 	*machine
 	*proxy.Mirror
-	up      *upstream
+	up      *registrytest.Upstream
 	metrics *prometheus.Registry
 }
 
@@ -197,10 +198,10 @@ type setting func(*proxy.Config)
 func authTTL(ttl time.Duration) setting { return func(cfg *proxy.Config) { cfg.AuthTTL = ttl } }
 
 // insecure lets a mirror speak HTTP to several registries.
-func insecure(ups ...*upstream) setting {
+func insecure(ups ...*registrytest.Upstream) setting {
 	var hosts []string
 	for _, up := range ups {
-		hosts = append(hosts, up.host)
+		hosts = append(hosts, up.Host)
 	}
 	return func(cfg *proxy.Config) {
 		cfg.Registries = registry.NewClient(registry.ClientConfig{Insecure: hosts})
@@ -208,22 +209,22 @@ func insecure(ups ...*upstream) setting {
 }
 
 // newMirror starts a mirror that asks the seeders at the URLs.
-func newMirror(t testing.TB, up *upstream, seeders []string, settings ...setting) *testMirror {
+func newMirror(t testing.TB, up *registrytest.Upstream, seeders []string, settings ...setting) *testMirror {
 	t.Helper()
 	return newMirrorIn(t, filepath.Join(t.TempDir(), "mirror"), up, seeders, settings...)
 }
 
-func newMirrorIn(t testing.TB, dir string, up *upstream, seeders []string, settings ...setting) *testMirror {
+func newMirrorIn(t testing.TB, dir string, up *registrytest.Upstream, seeders []string, settings ...setting) *testMirror {
 	t.Helper()
 	m := &testMirror{machine: openMachine(t, dir, swarm.Config{}), up: up, metrics: prometheus.NewRegistry()}
 	cfg := proxy.Config{
-		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.host,
-		Registries: registry.NewClient(registry.ClientConfig{Insecure: []string{up.host}}),
+		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.Host,
+		Registries: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
 		AuthTTL:    time.Minute, AuthGrace: time.Hour,
 		Metrics: proxy.NewMetrics(m.metrics), Log: testLog(t),
 	}
 	for _, u := range seeders {
-		cfg.Seeders = append(cfg.Seeders, seeder.NewClient(parseURL(t, u)))
+		cfg.Seeders = append(cfg.Seeders, seeder.NewClient(registrytest.ParseURL(t, u)))
 	}
 	for _, set := range settings {
 		set(&cfg)

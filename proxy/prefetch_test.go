@@ -15,6 +15,8 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/proxy"
+
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // prefetch posts a request and returns the events.
@@ -58,26 +60,26 @@ func mustEnd(t testing.TB, events []proxy.PrefetchEvent, ok bool) {
 
 // pushIndex puts an image for each of the platforms into a repository, of one
 // config and one layer each, under one tag.
-func (u *upstream) pushIndex(t testing.TB, repo, tag string, platforms ...string) digest.Digest {
+func pushIndex(t testing.TB, u *registrytest.Upstream, repo, tag string, platforms ...string) digest.Digest {
 	t.Helper()
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for i, platform := range platforms {
 		os, arch, _ := strings.Cut(platform, "/")
 		layer := big / 6
 		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Platform: &ocispec.Platform{OS: os, Architecture: arch}}
-		desc.Digest = u.pushImage(t, repo, "", random(500, uint64(100+i)), random(layer, uint64(200+i)))
-		desc.Size = u.manifestSize(t, repo, desc.Digest)
+		desc.Digest = u.PushImage(t, repo, "", random(500, uint64(100+i)), random(layer, uint64(200+i)))
+		desc.Size = u.ManifestSize(t, repo, desc.Digest)
 		index.Manifests = append(index.Manifests, desc)
 	}
-	d, _ := u.pushManifest(t, repo, tag, index.MediaType, index)
+	d, _ := u.PushManifest(t, repo, tag, index.MediaType, index)
 	return d
 }
 
 // Prefetch brings what this host would pull, and tells where it came from.
 func TestPrefetch(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
-		index := up.pushIndex(t, "app", "v1", "linux/riscv64", runtime.GOOS+"/"+runtime.GOARCH)
-		ref := up.host + "/app:v1"
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
+		index := pushIndex(t, up, "app", "v1", "linux/riscv64", runtime.GOOS+"/"+runtime.GOARCH)
+		ref := up.Host + "/app:v1"
 		events := m.prefetch(t, proxy.PrefetchRequest{Images: []proxy.PrefetchImage{{Ref: ref}}})
 		mustEnd(t, events, true)
 		resolved, done, blobs := of(events, "resolved"), of(events, "done"), of(events, "blob")
@@ -101,7 +103,7 @@ func TestPrefetch(t *testing.T) {
 		for _, e := range of(events, "error") {
 			t.Errorf("error event %+v", e)
 		}
-		up.away()
+		up.Away()
 		m.mustPull(t, "app", random(big/6, 201))
 		again := m.prefetch(t, proxy.PrefetchRequest{Images: []proxy.PrefetchImage{{Ref: ref}}})
 		mustEnd(t, again, true)
@@ -115,9 +117,9 @@ func TestPrefetch(t *testing.T) {
 
 func TestPrefetchPlatforms(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
-	index := up.pushIndex(t, "app", "v1", "linux/amd64", "linux/arm64", "windows/amd64")
-	ref := up.host + "/app@" + index.String()
+	up := registrytest.New(t)
+	index := pushIndex(t, up, "app", "v1", "linux/amd64", "linux/arm64", "windows/amd64")
+	ref := up.Host + "/app@" + index.String()
 	for _, test := range []struct {
 		platforms []string
 		blobs     int
@@ -146,14 +148,14 @@ func TestPrefetchPlatforms(t *testing.T) {
 // What cannot be brought is said with the image's name, and does not keep the
 // other images from coming.
 func TestPrefetchErrors(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
-		up.pushImage(t, "app", "v1", random(500, 80), random(5000, 81))
-		up.push(t, "secret", true, random(500, 82))
-		broken := up.pushImage(t, "broken", "v1", random(500, 83), random(5000, 84))
-		up.drop("broken", digest.FromBytes(random(5000, 84)))
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
+		up.PushImage(t, "app", "v1", random(500, 80), random(5000, 81))
+		up.Push(t, "secret", true, random(500, 82))
+		broken := up.PushImage(t, "broken", "v1", random(500, 83), random(5000, 84))
+		up.Drop("broken", digest.FromBytes(random(5000, 84)))
 		list := []proxy.PrefetchImage{
-			{Ref: up.host + "/app:v1"}, {Ref: up.host + "/app:v2"}, {Ref: up.host + "/secret:v1"}, {Ref: "not a ref"},
-			{Ref: up.host + "/broken:v1"},
+			{Ref: up.Host + "/app:v1"}, {Ref: up.Host + "/app:v2"}, {Ref: up.Host + "/secret:v1"}, {Ref: "not a ref"},
+			{Ref: up.Host + "/broken:v1"},
 		}
 		events := m.prefetch(t, proxy.PrefetchRequest{Images: list, Platforms: []string{"all"}})
 		mustEnd(t, events, false)
@@ -167,7 +169,7 @@ func TestPrefetchErrors(t *testing.T) {
 		if e := byImage[list[1].Ref]; e.Status != http.StatusNotFound {
 			t.Errorf("unknown tag: %+v", e)
 		}
-		if e := byImage[list[2].Ref]; e.Status != http.StatusUnauthorized || e.Challenge != up.challenge("secret") {
+		if e := byImage[list[2].Ref]; e.Status != http.StatusUnauthorized || e.Challenge != up.Challenge("secret") {
 			t.Errorf("private: %+v", e)
 		}
 		if e := byImage[list[3].Ref]; e.Error == "" {
@@ -183,7 +185,7 @@ func TestPrefetchErrors(t *testing.T) {
 // understood is refused.
 func TestPrefetchRequests(t *testing.T) {
 	t.Parallel()
-	m := newMirror(t, newUpstream(t), nil)
+	m := newMirror(t, registrytest.New(t), nil)
 	for _, test := range []struct {
 		contentType, body string
 		want              int

@@ -11,15 +11,17 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
+
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // Mirrors that all pull a blob which nobody has get it from one another; the
 // registry sends it once.
 func TestColdSwarm(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 1)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	// A seeder on a slow line shows who does the work.
 	origin := newSeederIn(t, t.TempDir(), swarm.Config{Upload: layers.NewLimiter(1 << 20)}, up)
 	mirrors := make([]*testMirror, 5)
@@ -27,7 +29,7 @@ func TestColdSwarm(t *testing.T) {
 		mirrors[i] = newMirror(t, up, []string{origin.server.URL})
 	}
 	hold := make(chan struct{})
-	up.fail(&fault{left: 1, at: 1 << 20, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Hold: hold})
 	var pulls sync.WaitGroup
 	for _, m := range mirrors {
 		pulls.Go(func() { m.mustPull(t, "app", b) })
@@ -42,7 +44,7 @@ func TestColdSwarm(t *testing.T) {
 	})
 	close(hold)
 	pulls.Wait()
-	if gets := up.seen("GET", d.String()); len(gets) != 1 {
+	if gets := up.Seen("GET", d.String()); len(gets) != 1 {
 		t.Errorf("the registry saw %d requests for the blob, want 1: %v", len(gets), gets)
 	}
 	var streamed int
@@ -65,9 +67,9 @@ func TestColdSwarm(t *testing.T) {
 // whether the caller may have it goes to the registry.
 func TestWarmSeeder(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 2)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	origin := newSeeder(t, up)
 	origin.mustPull(t, "app", b)
 	for range 2 {
@@ -81,7 +83,7 @@ func TestWarmSeeder(t *testing.T) {
 			t.Errorf("%v pulls counted as swarm, want 1", n)
 		}
 	}
-	if n := len(up.seen("GET", d.String())); n != 1 {
+	if n := len(up.Seen("GET", d.String())); n != 1 {
 		t.Errorf("the registry sent the blob %d times, want once", n)
 	}
 }
@@ -90,12 +92,12 @@ func TestWarmSeeder(t *testing.T) {
 // who come later.
 func TestClientsShareOneDownload(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 3)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	m := newMirror(t, up, nil)
 	held, hold := make(chan struct{}), make(chan struct{})
-	up.fail(&fault{left: 1, at: 2 << 20, held: held, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Held: held, Hold: hold})
 	var pulls sync.WaitGroup
 	for range 8 {
 		pulls.Go(func() { m.mustPull(t, "app", b) })
@@ -106,7 +108,7 @@ func TestClientsShareOneDownload(t *testing.T) {
 	pulls.Wait()
 	m.settled(t, d)
 	m.mustPull(t, "app", b)
-	if n := len(up.seen("GET", d.String())); n != 1 {
+	if n := len(up.Seen("GET", d.String())); n != 1 {
 		t.Errorf("the registry saw %d requests for the blob, want 1", n)
 	}
 	if up8, cache := m.counter(t, "murder_pulls_total", "upstream"), m.counter(t, "murder_pulls_total", "cache"); up8+cache != 9 || cache < 1 {
@@ -117,12 +119,12 @@ func TestClientsShareOneDownload(t *testing.T) {
 // A client that leaves ends nothing for the others.
 func TestFirstClientLeaves(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 4)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	m := newMirror(t, up, nil)
 	hold := make(chan struct{})
-	up.fail(&fault{left: 1, at: 2 << 20, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Hold: hold})
 	first, err := m.open(t, "GET", blobPath("app", d), "")
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +138,7 @@ func TestFirstClientLeaves(t *testing.T) {
 	defer second.Body.Close()
 	got, err := io.ReadAll(second.Body)
 	answer{second.StatusCode, second.Header, got, err}.mustBe(t, b)
-	if n := len(up.seen("GET", d.String())); n != 1 {
+	if n := len(up.Seen("GET", d.String())); n != 1 {
 		t.Errorf("the registry saw %d requests for the blob, want 1", n)
 	}
 }
@@ -148,16 +150,16 @@ func TestStreams(t *testing.T) {
 	for _, withSeeder := range []bool{false, true} {
 		t.Run(fmt.Sprint("seeder=", withSeeder), func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			b := random(big, 5)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			var seeders []string
 			if withSeeder {
 				seeders = []string{newSeeder(t, up).server.URL}
 			}
 			m := newMirror(t, up, seeders)
 			hold := make(chan struct{})
-			up.fail(&fault{left: 1, at: 1 << 20, hold: hold})
+			up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Hold: hold})
 			resp, err := m.open(t, "GET", blobPath("app", d), "")
 			if err != nil {
 				t.Fatal(err)
@@ -180,12 +182,12 @@ func TestStreams(t *testing.T) {
 // Ranges are exact, of whole blobs and of such as still arrive.
 func TestRanges(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 6)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	m := newMirror(t, up, nil)
 	held, hold := make(chan struct{}), make(chan struct{})
-	up.fail(&fault{left: 1, at: 2 << 20, held: held, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Held: held, Hold: hold})
 	first, err := m.open(t, "GET", blobPath("app", d), "")
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +230,7 @@ func TestRanges(t *testing.T) {
 		check(t, "bytes=3000000-99999999999", 3_000_000, len(b)-3_000_000)
 		unsatisfiable(t)
 	})
-	if n := len(up.seen("GET", d.String())); n != 1 {
+	if n := len(up.Seen("GET", d.String())); n != 1 {
 		t.Errorf("the registry saw %d requests for the blob, want 1", n)
 	}
 }
@@ -236,22 +238,22 @@ func TestRanges(t *testing.T) {
 // HEAD tells the size without fetching, and what is small comes over HTTP.
 func TestHeadAndSmallBlobs(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	origin := newSeeder(t, up)
 	m := newMirror(t, up, []string{origin.server.URL})
 	for _, size := range []int{0, 1, 1000} {
 		b := random(size, 7)
-		d := up.push(t, "app", false, b)
+		d := up.Push(t, "app", false, b)
 		if a := m.request(t, "HEAD", blobPath("app", d), ""); a.status != 200 || a.header.Get("Content-Length") != fmt.Sprint(size) {
 			t.Errorf("HEAD of %d bytes = %d %v", size, a.status, a.header)
 		}
-		if n := len(up.seen("GET", d.String())); n != 0 {
+		if n := len(up.Seen("GET", d.String())); n != 0 {
 			t.Errorf("HEAD of %d bytes fetched the blob", size)
 		}
 		m.mustPull(t, "app", b)
 		m.settled(t, d)
 		m.mustPull(t, "app", b)
-		if n := len(up.seen("GET", d.String())); n != 1 {
+		if n := len(up.Seen("GET", d.String())); n != 1 {
 			t.Errorf("%d bytes: the registry saw %d requests for the blob, want 1", size, n)
 		}
 	}

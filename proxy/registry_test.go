@@ -16,16 +16,18 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
+
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // withAndWithoutSeeder runs a test of a mirror that asks a seeder, and of one
 // that asks the registry itself.
-func withAndWithoutSeeder(t *testing.T, test func(t *testing.T, up *upstream, m *testMirror)) {
+func withAndWithoutSeeder(t *testing.T, test func(t *testing.T, up *registrytest.Upstream, m *testMirror)) {
 	t.Parallel()
 	for _, name := range []string{"no seeder", "seeder"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			var seeders []string
 			if name == "seeder" {
 				seeders = []string{newSeeder(t, up).server.URL}
@@ -39,17 +41,17 @@ func withAndWithoutSeeder(t *testing.T, test func(t *testing.T, up *upstream, m 
 // very byte on; and one without ranges for all of it.
 func TestRegistryCutsBody(t *testing.T) {
 	const at = 2<<20 + 77
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		for _, noRange := range []bool{false, true} {
 			b := random(big, 30)
 			if noRange {
 				b = random(big, 31)
 			}
-			d := up.push(t, "app", false, b)
-			up.fail(&fault{left: 1, at: at, cut: true}, &fault{left: -1, noRange: noRange, at: big})
+			d := up.Push(t, "app", false, b)
+			up.Fail(&registrytest.Fault{Left: 1, At: at, Cut: true}, &registrytest.Fault{Left: -1, NoRange: noRange, At: big})
 			m.mustPull(t, "app", b)
-			gets := up.seen("GET", d.String())
-			if len(gets) != 2 || gets[1].ranges != fmt.Sprintf("bytes=%d-", at) {
+			gets := up.Seen("GET", d.String())
+			if len(gets) != 2 || gets[1].Ranges != fmt.Sprintf("bytes=%d-", at) {
 				t.Errorf("registry without ranges: %v; requests for the blob: %v", noRange, gets)
 			}
 		}
@@ -58,17 +60,17 @@ func TestRegistryCutsBody(t *testing.T) {
 
 // Wrong bytes never end politely, are not cached, and do not spoil the next try.
 func TestRegistrySendsWrongBytes(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		for i, wrong := range []struct{ size, at int }{{1, 0}, {1000, 0}, {1000, 999}, {big, 0}, {big, big - 1}} {
 			b := random(wrong.size, uint64(40+i))
-			d := up.push(t, "app", false, b)
-			up.fail(&fault{left: -1, at: int64(wrong.at), flip: true})
+			d := up.Push(t, "app", false, b)
+			up.Fail(&registrytest.Fault{Left: -1, At: int64(wrong.at), Flip: true})
 			m.pull(t, "app", d).mustBeCut(t)
 			m.settled(t, d)
 			if _, ok := m.store.Stat(d); ok {
 				t.Errorf("%+v: cached", wrong)
 			}
-			up.mend()
+			up.Mend()
 			m.mustPull(t, "app", b)
 			m.settled(t, d)
 		}
@@ -78,25 +80,25 @@ func TestRegistrySendsWrongBytes(t *testing.T) {
 // A range is not given out before it is known to be right, either.
 func TestRangeOfWrongBytes(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 50)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	m := newMirror(t, up, nil)
-	up.fail(&fault{left: -1, at: 100, flip: true})
+	up.Fail(&registrytest.Fault{Left: -1, At: 100, Flip: true})
 	a := m.request(t, "GET", blobPath("app", d), "", "Range", "bytes=50-149")
 	a.mustBeCut(t)
 }
 
 // A blob whose size the registry does not tell cannot be kept, but pulled.
 func TestNoSize(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 51)
-		d := up.push(t, "app", false, b)
-		up.fail(&fault{left: -1, at: big, noSize: true})
+		d := up.Push(t, "app", false, b)
+		up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
 		m.mustPull(t, "app", b)
-		up.fail(&fault{left: -1, at: 3 << 20, noSize: true, flip: true})
+		up.Fail(&registrytest.Fault{Left: -1, At: 3 << 20, NoSize: true, Flip: true})
 		m.pull(t, "app", d).mustBeCut(t)
-		up.fail(&fault{left: -1, at: 3 << 20, noSize: true, cut: true})
+		up.Fail(&registrytest.Fault{Left: -1, At: 3 << 20, NoSize: true, Cut: true})
 		m.pull(t, "app", d).mustBeCut(t)
 		if n := m.counter(t, "murder_fallbacks_total", "cache unusable"); n != 3 {
 			t.Errorf("%v fallbacks counted, want 3", n)
@@ -106,9 +108,9 @@ func TestNoSize(t *testing.T) {
 
 // What the disk does not take is pulled past the cache.
 func TestStoreFails(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 52)
-		d := up.push(t, "app", false, b)
+		d := up.Push(t, "app", false, b)
 		if err := m.store.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -124,11 +126,11 @@ func TestStoreFails(t *testing.T) {
 
 // A store that fails in the middle of a blob costs this pull, not the next.
 func TestStoreFailsInMidBlob(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 53)
-		d := up.push(t, "app", false, b)
+		d := up.Push(t, "app", false, b)
 		hold := make(chan struct{})
-		up.fail(&fault{left: 1, at: 2 << 20, hold: hold})
+		up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Hold: hold})
 		resp, err := m.open(t, "GET", blobPath("app", d), "")
 		if err != nil {
 			t.Fatal(err)
@@ -147,9 +149,9 @@ func TestStoreFailsInMidBlob(t *testing.T) {
 // A blob that is in the cache but cannot be read is pulled past it.
 func TestUnreadableBlob(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 54)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	dir := t.TempDir()
 	m := newMirrorIn(t, dir, up, nil)
 	m.mustPull(t, "app", b)
@@ -170,22 +172,22 @@ func TestRegistryAway(t *testing.T) {
 	for _, name := range []string{"no seeder", "seeder"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			var seeders []string
 			if name == "seeder" {
 				seeders = []string{newSeeder(t, up).server.URL}
 			}
 			m := newMirror(t, up, seeders, authTTL(time.Nanosecond)) // the grace alone holds
 			b := random(big, 55)
-			d := up.push(t, "app", false, b)
-			manifest := up.pushImage(t, "app", "v1", random(100, 56), b)
+			d := up.Push(t, "app", false, b)
+			manifest := up.PushImage(t, "app", "v1", random(100, 56), b)
 			if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 {
 				t.Fatalf("manifest = %d %q", a.status, clip(a.body))
 			}
 			m.mustPull(t, "app", b)
 			m.settled(t, d)
 
-			up.away()
+			up.Away()
 			begun := time.Now()
 			m.mustPull(t, "app", b)
 			for _, ref := range []string{"v1", manifest.String()} {
@@ -193,7 +195,7 @@ func TestRegistryAway(t *testing.T) {
 					t.Errorf("manifest %s = %d %q", ref, a.status, clip(a.body))
 				}
 			}
-			m.request(t, "GET", blobPath("app", d), basic("stranger")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+			m.request(t, "GET", blobPath("app", d), registrytest.Basic("stranger")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 			m.request(t, "GET", blobPath("other", d), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 			m.pull(t, "app", digest.FromBytes(random(100, 56))).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 			m.request(t, "GET", "/v2/app/manifests/v2", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
@@ -205,7 +207,7 @@ func TestRegistryAway(t *testing.T) {
 				t.Errorf("all that took %v", took)
 			}
 
-			up.mend()
+			up.Mend()
 			m.mustPull(t, "app", random(100, 56))
 			if a := m.request(t, "GET", "/v2/app/tags/list", ""); a.status != 200 {
 				t.Errorf("tags = %d %q", a.status, clip(a.body))
@@ -216,12 +218,12 @@ func TestRegistryAway(t *testing.T) {
 
 // A registry that is away for a moment ends no pull.
 func TestRegistryRestarts(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 57)
-		d := up.push(t, "app", false, b)
-		up.fail(&fault{left: 1, at: 2 << 20, cut: true}, &fault{left: 3, drop: true})
+		d := up.Push(t, "app", false, b)
+		up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Cut: true}, &registrytest.Fault{Left: 3, Drop: true})
 		m.mustPull(t, "app", b)
-		if n := len(up.seen("GET", d.String())); n > 6 {
+		if n := len(up.Seen("GET", d.String())); n > 6 {
 			t.Errorf("the registry saw %d requests", n)
 		}
 	})
@@ -230,11 +232,11 @@ func TestRegistryRestarts(t *testing.T) {
 // All who ask for the same at the same moment hear of one failure, instead of
 // waiting for the registry one after the other.
 func TestFailuresAreShared(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
-		d := up.push(t, "app", false, random(1000, 65))
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
+		d := up.Push(t, "app", false, random(1000, 65))
 		held, hold := make(chan struct{}), make(chan struct{})
 		var once sync.Once
-		up.fail(&fault{left: -1, answer: func(w http.ResponseWriter, _ *http.Request) {
+		up.Fail(&registrytest.Fault{Left: -1, Answer: func(w http.ResponseWriter, _ *http.Request) {
 			once.Do(func() { close(held) })
 			<-hold
 			http.Error(w, "busy", http.StatusServiceUnavailable)
@@ -247,7 +249,7 @@ func TestFailuresAreShared(t *testing.T) {
 		eventually(t, "all clients in", func() bool { return m.requests.Load() == 8 })
 		close(hold)
 		pulls.Wait()
-		if n := len(up.seen("GET", d.String())); n > 4 { // seeder and mirror ask once each, and a late client may
+		if n := len(up.Seen("GET", d.String())); n > 4 { // seeder and mirror ask once each, and a late client may
 			t.Errorf("the registry was asked %d times", n)
 		}
 		if n := m.counter(t, "murder_pull_errors_total", "unavailable"); n != 8 {
@@ -260,21 +262,21 @@ func TestFailuresAreShared(t *testing.T) {
 // was, and soon asked for again.
 func TestPing(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	m := newMirror(t, up, nil)
-	up.away()
+	up.Away()
 	if a := m.request(t, "GET", "/v2/", ""); a.status != http.StatusOK {
 		t.Errorf("GET /v2/ with the registry away = %d", a.status)
 	}
-	up.fail(&fault{path: "/v2/", left: -1, answer: func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Www-Authenticate", up.challenge("secret"))
-		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "the upstream's own words")
+	up.Fail(&registrytest.Fault{Path: "/v2/", Left: -1, Answer: func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", up.Challenge("secret"))
+		registrytest.Refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "the upstream's own words")
 	}})
 	eventually(t, "the registry's challenge", func() bool {
 		a := m.request(t, "GET", "/v2/", "")
-		return a.status == http.StatusUnauthorized && a.header.Get("Www-Authenticate") == up.challenge("secret")
+		return a.status == http.StatusUnauthorized && a.header.Get("Www-Authenticate") == up.Challenge("secret")
 	})
-	up.away()
+	up.Away()
 	if a := m.request(t, "GET", "/v2/", ""); a.status != http.StatusUnauthorized {
 		t.Errorf("GET /v2/ with the registry away again = %d", a.status)
 	}
@@ -282,23 +284,23 @@ func TestPing(t *testing.T) {
 
 // A registry that stays away in mid-blob is not asked for ever, nor often.
 func TestRegistryGoesInMidBlob(t *testing.T) {
-	withAndWithoutSeeder(t, func(t *testing.T, up *upstream, m *testMirror) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 58)
-		d := up.push(t, "app", false, b)
-		up.fail(&fault{left: 1, at: 2 << 20, cut: true}, &fault{method: "*", path: "/", left: -1, drop: true})
+		d := up.Push(t, "app", false, b)
+		up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Cut: true}, &registrytest.Fault{Method: "*", Path: "/", Left: -1, Drop: true})
 		m.pull(t, "app", d).mustBeCut(t)
 		r := m.settled(t, d)
 		if r.State != "failed" {
 			t.Errorf("record = %+v", r)
 		}
-		if n := len(up.seen("GET", d.String())); n > 30 { // net/http itself asks up to twice
+		if n := len(up.Seen("GET", d.String())); n > 30 { // net/http itself asks up to twice
 			t.Errorf("the registry saw %d requests", n)
 		}
-		up.mend()
+		up.Mend()
 		m.mustPull(t, "app", b)
-		gets := up.seen("GET", d.String())
-		if last := gets[len(gets)-1]; !strings.HasPrefix(last.ranges, "bytes=2097152-") {
-			t.Errorf("the next pull began at %q, not where the last one stopped", last.ranges)
+		gets := up.Seen("GET", d.String())
+		if last := gets[len(gets)-1]; !strings.HasPrefix(last.Ranges, "bytes=2097152-") {
+			t.Errorf("the next pull began at %q, not where the last one stopped", last.Ranges)
 		}
 	})
 }
@@ -308,7 +310,7 @@ func TestRegistryGoesInMidBlob(t *testing.T) {
 func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 	for _, name := range []string{"no seeder", "seeder"} {
 		t.Run(name, func(t *testing.T) {
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			var seeders []string
 			var origin *testSeeder
 			originDir, dir := t.TempDir(), t.TempDir()
@@ -326,9 +328,9 @@ func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 				}
 			}
 			b := random(big, 59)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			const at = 2<<20 + 99
-			up.fail(&fault{left: 1, at: at, hold: make(chan struct{})})
+			up.Fail(&registrytest.Fault{Left: 1, At: at, Hold: make(chan struct{})})
 			m := start()
 			resp, err := m.open(t, "GET", blobPath("app", d), "")
 			if err != nil {
@@ -351,8 +353,8 @@ func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 
 			m = start()
 			m.mustPull(t, "app", b)
-			gets := up.seen("GET", d.String())
-			if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+			gets := up.Seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.Ranges != fmt.Sprintf("bytes=%d-", at) {
 				t.Errorf("requests for the blob: %v; want the last from byte %d on", gets, at)
 			}
 			r := m.settled(t, d)

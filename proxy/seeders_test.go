@@ -16,6 +16,7 @@ import (
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // A pull that the registry could serve succeeds, whatever is at the seeder's
@@ -33,8 +34,8 @@ func TestNoUseOfASeeder(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
-			manifest := up.pushImage(t, "app", "v1", random(1000, 10), random(big, 11))
+			up := registrytest.New(t)
+			manifest := up.PushImage(t, "app", "v1", random(1000, 10), random(big, 11))
 			m := newMirror(t, up, []string{seeder(t)})
 			if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 || digest.FromBytes(a.body) != manifest {
 				t.Errorf("manifest = %d %q", a.status, clip(a.body))
@@ -59,8 +60,8 @@ func TestNoUseOfASeeder(t *testing.T) {
 // A seeder that hangs costs a pull a second, once.
 func TestMuteSeeder(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
-	up.pushImage(t, "app", "v1", random(1000, 12), random(big, 13))
+	up := registrytest.New(t)
+	up.PushImage(t, "app", "v1", random(1000, 12), random(big, 13))
 	hung := newMute(t)
 	m := newMirror(t, up, []string{hung.url})
 	begun := time.Now()
@@ -85,7 +86,7 @@ func TestMuteSeeder(t *testing.T) {
 // A seeder is asked again when it is well again.
 func TestSeederComesBack(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	origin := newSeeder(t, up)
 	var away atomic.Bool
 	m := newMirror(t, up, []string{serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -96,7 +97,7 @@ func TestSeederComesBack(t *testing.T) {
 	}))})
 	away.Store(true)
 	b := random(big, 14)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	m.mustPull(t, "app", b)
 	if r := m.settled(t, d); r.Way != "upstream" {
 		t.Errorf("way without the seeder = %+v", r)
@@ -104,7 +105,7 @@ func TestSeederComesBack(t *testing.T) {
 	away.Store(false)
 	eventually(t, "seeder is well", func() bool { return m.Seeders()[0].OK })
 	b = random(big, 15)
-	d = up.push(t, "app", false, b)
+	d = up.Push(t, "app", false, b)
 	m.mustPull(t, "app", b)
 	if r := m.settled(t, d); r.From[layers.FromUpstream] != 0 {
 		t.Errorf("record with the seeder back = %+v", r)
@@ -114,8 +115,8 @@ func TestSeederComesBack(t *testing.T) {
 // The next seeder is asked before the registry.
 func TestSecondSeeder(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
-	manifest := up.pushImage(t, "app", "v1", random(1000, 22), random(big, 23))
+	up := registrytest.New(t)
+	manifest := up.PushImage(t, "app", "v1", random(1000, 22), random(big, 23))
 	m := newMirror(t, up, []string{refusing(t), newSeeder(t, up).server.URL})
 	m.mustPull(t, "app", random(big, 23))
 	if a := m.request(t, "GET", "/v2/app/manifests/v1", ""); a.status != 200 || digest.FromBytes(a.body) != manifest {
@@ -171,11 +172,11 @@ func TestSeederFailsInMidBlob(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			b := random(big, 16)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			held, hold := make(chan struct{}), make(chan struct{})
-			up.fail(&fault{left: 1, at: 3 << 20, held: held, hold: hold}) // so that the mirror streams
+			up.Fail(&registrytest.Fault{Left: 1, At: 3 << 20, Held: held, Hold: hold}) // so that the mirror streams
 			m := newMirror(t, up, []string{middle(t, newSeeder(t, up), 2<<20, fail)})
 			begun := time.Now()
 			resp, err := m.open(t, "GET", blobPath("app", d), "")
@@ -192,9 +193,9 @@ func TestSeederFailsInMidBlob(t *testing.T) {
 			if r.From[layers.FromSeeder] != 2<<20 || r.From[layers.FromUpstream] != int64(len(b))-2<<20 {
 				t.Errorf("record = %+v, want 2 MiB from the seeder and the rest from upstream", r)
 			}
-			gets := up.seen("GET", d.String())
-			if last := gets[len(gets)-1]; last.ranges != "bytes=2097152-" {
-				t.Errorf("the registry was asked for %q, want the rest", last.ranges)
+			gets := up.Seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.Ranges != "bytes=2097152-" {
+				t.Errorf("the registry was asked for %q, want the rest", last.Ranges)
 			}
 			close(hold)
 		})
@@ -204,12 +205,12 @@ func TestSeederFailsInMidBlob(t *testing.T) {
 // A seeder that dies while a mirror waits for its metainfo is not waited for.
 func TestSeederDiesWhileWaitedFor(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 17)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	hold := make(chan struct{})
 	defer close(hold)
-	up.fail(&fault{left: 1, at: 1 << 20, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Hold: hold})
 	origin := newSeeder(t, up)
 	a := origin.request(t, "GET", "/v1/torrents/"+d.String()+"?repo=app", "")
 	if a.status != http.StatusAccepted || !strings.Contains(string(a.body), `"stream":true`) { // the next is to wait
@@ -257,7 +258,7 @@ func lie(t testing.TB, d digest.Digest, wrong []byte) *layers.Metainfo {
 
 // corrupt makes a seeder whose cache holds wrong bytes under a digest, and
 // metainfo that fits them.
-func corrupt(t testing.TB, up *upstream, d digest.Digest, wrong []byte) (*testSeeder, *layers.Metainfo) {
+func corrupt(t testing.TB, up *registrytest.Upstream, d digest.Digest, wrong []byte) (*testSeeder, *layers.Metainfo) {
 	t.Helper()
 	dir, m := t.TempDir(), lie(t, d, wrong)
 	for path, content := range map[string][]byte{
@@ -282,9 +283,9 @@ func TestLyingSeeder(t *testing.T) {
 	for name, sizes := range map[string][2]int{"large": {big, big}, "small": {1000, 1000}, "short": {big, big - 1000}, "long": {big, big + 1000}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			b := random(sizes[0], 18)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			liar, lie := corrupt(t, up, d, random(sizes[1], 19))
 			// Let in by the registry, for the test's sake, whatever it asks.
 			m := newMirror(t, up, []string{believed(t, up, liar)})
@@ -312,7 +313,7 @@ func TestLyingSeeder(t *testing.T) {
 
 // believed answers for a seeder that asks no registry before it hands out a
 // blob, as one that was let in before its disk went bad.
-func believed(t testing.TB, up *upstream, s *testSeeder) string {
+func believed(t testing.TB, up *registrytest.Upstream, s *testSeeder) string {
 	return serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(registry.SeederHeader, "1")
 		dir, d, _ := strings.Cut(r.URL.Path[1:], "sha256:")
@@ -347,9 +348,9 @@ func TestLyingMetainfo(t *testing.T) {
 	for name, wrong := range map[string][]byte{"hashes": random(big, 21), "long": random(big+1000, 20), "short": random(big-1000, 20)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			b := random(big, 20)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			lie := lie(t, d, wrong)
 			m := newMirror(t, up, []string{serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set(registry.SeederHeader, "1")
@@ -363,7 +364,7 @@ func TestLyingMetainfo(t *testing.T) {
 			m.Hurry(time.Second, time.Second)
 			m.pull(t, "app", d).mustBeCut(t)
 			m.settled(t, d)
-			if n := len(up.seen("GET", d.String())); n != 1 {
+			if n := len(up.Seen("GET", d.String())); n != 1 {
 				t.Errorf("the registry was asked %d times before the lie was found out, want once", n)
 			}
 			m.mustPull(t, "app", b)

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 )
 
@@ -31,27 +32,27 @@ func repository(t testing.TB, host, name string) registry.Repository {
 // verdict on them.
 func TestClient(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 70)
-	d := up.push(t, "secret", true, b)
-	up.admit(basic("alice"))
+	d := up.Push(t, "secret", true, b)
+	up.Admit(registrytest.Basic("alice"))
 	s := newSeeder(t, up)
-	repo := repository(t, up.host, "secret")
+	repo := repository(t, up.Host, "secret")
 	if _, _, err := s.client.Torrent(t.Context(), repo, d, "", 0); !registry.Unauthorized(err) {
 		t.Errorf("Torrent without credentials = %v, want the registry's 401", err)
 	}
 	held, hold := make(chan struct{}), make(chan struct{})
-	up.fail(&fault{left: 1, at: 1 << 20, held: held, hold: hold})
-	m, arrival, err := s.client.Torrent(t.Context(), repo, d, basic("alice"), 0)
+	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Held: held, Hold: hold})
+	m, arrival, err := s.client.Torrent(t.Context(), repo, d, registrytest.Basic("alice"), 0)
 	if err != nil || m != nil || arrival.Size != big || !arrival.Stream {
 		t.Errorf("Torrent = %v, %+v, %v; want an arrival", m, arrival, err)
 	}
 	wait(t, "fetch under way", held)
 	close(hold)
-	if m, _, err = s.client.Torrent(t.Context(), repo, d, basic("alice"), patience); err != nil || m.Digest() != d {
+	if m, _, err = s.client.Torrent(t.Context(), repo, d, registrytest.Basic("alice"), patience); err != nil || m.Digest() != d {
 		t.Errorf("Torrent = %v, %v; want metainfo", m, err)
 	}
-	body, size, err := s.client.GetBlob(t.Context(), repo, d, 1_000_000, basic("alice"))
+	body, size, err := s.client.GetBlob(t.Context(), repo, d, 1_000_000, registrytest.Basic("alice"))
 	if err != nil || size != big {
 		t.Fatalf("GetBlob = %d, %v", size, err)
 	}
@@ -97,7 +98,7 @@ func TestClientOfAnotherServer(t *testing.T) {
 			t.Parallel()
 			server := httptest.NewServer(h)
 			defer server.Close()
-			client := seeder.NewClient(parseURL(t, server.URL))
+			client := seeder.NewClient(registrytest.ParseURL(t, server.URL))
 			m, _, err := client.Torrent(t.Context(), repository(t, "reg.example", "app"), d, "", 0)
 			if err == nil || registry.Refused(err) {
 				t.Errorf("Torrent = %v, %v; want an error that is no verdict", m, err)
@@ -118,7 +119,7 @@ func TestPatience(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		client := seeder.NewClient(parseURL(t, "http://"+l.Addr().String()))
+		client := seeder.NewClient(registrytest.ParseURL(t, "http://"+l.Addr().String()))
 		begun := time.Now()
 		_, _, err = client.Torrent(t.Context(), repo, d, "", 0)
 		if took := time.Since(begun); took > 5*time.Second || !errors.Is(err, registry.ErrUnreachable) {
@@ -145,7 +146,7 @@ func TestPatience(t *testing.T) {
 		defer server.Close()
 		defer close(hung)
 		begun := time.Now()
-		_, err := seeder.NewClient(parseURL(t, server.URL)).HeadManifest(t.Context(), repo, "v1", "")
+		_, err := seeder.NewClient(registrytest.ParseURL(t, server.URL)).HeadManifest(t.Context(), repo, "v1", "")
 		if took := time.Since(begun); !errors.Is(err, registry.ErrUnreachable) || took > 5*time.Second {
 			t.Errorf("HeadManifest = %v after %v, want ErrUnreachable within a second", err, took)
 		}
@@ -164,7 +165,7 @@ func TestPatience(t *testing.T) {
 		}))
 		defer server.Close()
 		defer close(hung)
-		body, _, err := seeder.NewClient(parseURL(t, server.URL)).GetBlob(t.Context(), repo, d, 0, "")
+		body, _, err := seeder.NewClient(registrytest.ParseURL(t, server.URL)).GetBlob(t.Context(), repo, d, 0, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -177,18 +178,18 @@ func TestPatience(t *testing.T) {
 	})
 	t.Run("thinks", func(t *testing.T) {
 		t.Parallel()
-		up := newUpstream(t)
+		up := registrytest.New(t)
 		b := random(1000, 72)
-		d := up.push(t, "app", false, b)
+		d := up.Push(t, "app", false, b)
 		hold := make(chan struct{})
-		up.fail(&fault{left: 1, answer: func(w http.ResponseWriter, r *http.Request) {
+		up.Fail(&registrytest.Fault{Left: 1, Answer: func(w http.ResponseWriter, r *http.Request) {
 			<-hold
 			up.ServeHTTP(w, r)
 		}})
 		s := newSeeder(t, up)
 		timer := time.AfterFunc(1500*time.Millisecond, func() { close(hold) })
 		defer timer.Stop()
-		m, _, err := s.client.Torrent(t.Context(), repository(t, up.host, "app"), d, "", patience)
+		m, _, err := s.client.Torrent(t.Context(), repository(t, up.Host, "app"), d, "", patience)
 		if err != nil || m.Digest() != d {
 			t.Errorf("Torrent of a registry that takes its time = %v, %v", m, err)
 		}

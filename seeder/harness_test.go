@@ -24,6 +24,7 @@ import (
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 )
 
@@ -93,12 +94,12 @@ type testSeeder struct {
 	stop func()
 }
 
-func newSeeder(t testing.TB, up *upstream) *testSeeder {
+func newSeeder(t testing.TB, up *registrytest.Upstream) *testSeeder {
 	t.Helper()
 	return newSeederIn(t, t.TempDir(), up)
 }
 
-func newSeederIn(t testing.TB, dir string, up *upstream) *testSeeder {
+func newSeederIn(t testing.TB, dir string, up *registrytest.Upstream) *testSeeder {
 	t.Helper()
 	s := new(testSeeder)
 	var err error
@@ -110,8 +111,8 @@ func newSeederIn(t testing.TB, dir string, up *upstream) *testSeeder {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.Seeder = seeder.Open(ctx, seeder.Config{
-		Store: s.store, Swarm: s.swarm, DefaultRegistry: up.host,
-		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.host}}),
+		Store: s.store, Swarm: s.swarm, DefaultRegistry: up.Host,
+		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
 		TagTTL:   time.Minute, AuthTTL: time.Minute, AuthGrace: time.Hour,
 		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
 	})
@@ -127,7 +128,7 @@ func newSeederIn(t testing.TB, dir string, up *upstream) *testSeeder {
 		s.Wait()
 	}
 	s.serve()
-	s.client = seeder.NewClient(parseURL(t, s.server.URL))
+	s.client = seeder.NewClient(registrytest.ParseURL(t, s.server.URL))
 	t.Cleanup(s.close)
 	return s
 }

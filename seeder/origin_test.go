@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // The registry cuts the body, ignores ranges, is away for a moment: the fetch
@@ -19,24 +21,24 @@ import (
 func TestFetchResumes(t *testing.T) {
 	t.Parallel()
 	const at = 1<<20 + 77
-	for name, faults := range map[string][]*fault{
-		"cut":       {{left: 1, at: at, cut: true}},
-		"no ranges": {{left: 1, at: at, cut: true}, {left: -1, noRange: true, at: big}},
-		"restarts":  {{left: 1, at: at, cut: true}, {left: 2, drop: true}},
-		"503": {{left: 1, at: at, cut: true}, {left: 1, answer: func(w http.ResponseWriter, _ *http.Request) {
+	for name, faults := range map[string][]*registrytest.Fault{
+		"cut":       {{Left: 1, At: at, Cut: true}},
+		"no ranges": {{Left: 1, At: at, Cut: true}, {Left: -1, NoRange: true, At: big}},
+		"restarts":  {{Left: 1, At: at, Cut: true}, {Left: 2, Drop: true}},
+		"503": {{Left: 1, At: at, Cut: true}, {Left: 1, Answer: func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "busy", http.StatusServiceUnavailable)
 		}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := newUpstream(t)
+			up := registrytest.New(t)
 			b := random(big, 10)
-			d := up.push(t, "app", false, b)
+			d := up.Push(t, "app", false, b)
 			s := newSeeder(t, up)
-			up.fail(faults...)
+			up.Fail(faults...)
 			s.pull(t, "app", d, "").mustBe(t, b)
-			gets := up.seen("GET", d.String())
-			if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+			gets := up.Seen("GET", d.String())
+			if last := gets[len(gets)-1]; last.Ranges != fmt.Sprintf("bytes=%d-", at) {
 				t.Errorf("requests = %v, want the last from byte %d", gets, at)
 			}
 		})
@@ -46,17 +48,17 @@ func TestFetchResumes(t *testing.T) {
 // Wrong bytes never end politely, are not kept, and do not spoil the next try.
 func TestWrongBytes(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	s := newSeeder(t, up)
 	for i, size := range []int{1, 1000, big} {
 		b := random(size, uint64(20+i))
-		d := up.push(t, "app", false, b)
-		up.fail(&fault{left: -1, at: int64(size - 1), flip: true})
+		d := up.Push(t, "app", false, b)
+		up.Fail(&registrytest.Fault{Left: -1, At: int64(size - 1), Flip: true})
 		s.pull(t, "app", d, "").mustBeCut(t)
 		if _, ok := s.store.Stat(d); ok {
 			t.Errorf("%d bytes: kept", size)
 		}
-		up.mend()
+		up.Mend()
 		s.pull(t, "app", d, "").mustBe(t, b)
 	}
 }
@@ -65,14 +67,14 @@ func TestWrongBytes(t *testing.T) {
 // takes nothing, a blob that cannot be opened.
 func TestPassesThrough(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	dir := t.TempDir()
 	s := newSeederIn(t, dir, up)
 	b := random(big, 30)
-	d := up.push(t, "app", false, b)
-	up.fail(&fault{left: -1, at: big, noSize: true})
+	d := up.Push(t, "app", false, b)
+	up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
 	s.pull(t, "app", d, "").mustBe(t, b)
-	up.mend()
+	up.Mend()
 	s.pull(t, "app", d, "").mustBe(t, b)
 	eventually(t, "blob kept", func() bool { _, ok := s.store.Stat(d); return ok })
 
@@ -86,7 +88,7 @@ func TestPassesThrough(t *testing.T) {
 	s.pull(t, "app", d, "").mustBe(t, b)
 
 	b = random(big, 31)
-	d = up.push(t, "app", false, b)
+	d = up.Push(t, "app", false, b)
 	if err := s.store.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -97,38 +99,38 @@ func TestPassesThrough(t *testing.T) {
 // Strangers in any number do not push those out in whose name a fetch goes on.
 func TestRightsOfStrangers(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 40)
-	d := up.push(t, "secret", true, b)
-	up.admit(basic("alice"))
-	up.admit(basic("bob"))
+	d := up.Push(t, "secret", true, b)
+	up.Admit(registrytest.Basic("alice"))
+	up.Admit(registrytest.Basic("bob"))
 	s := newSeeder(t, up)
 	held, hold := make(chan struct{}), make(chan struct{})
-	up.fail(&fault{left: 1, at: 1 << 20, cut: true, held: held, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Cut: true, Held: held, Hold: hold})
 	answers := make(chan answer, 2)
-	go func() { answers <- s.pull(t, "secret", d, basic("alice")) }()
+	go func() { answers <- s.pull(t, "secret", d, registrytest.Basic("alice")) }()
 	wait(t, "fetch under way", held)
-	go func() { answers <- s.pull(t, "secret", d, basic("bob")) }()
-	eventually(t, "bob is let in", func() bool { return len(up.seen("HEAD", d.String())) == 1 })
+	go func() { answers <- s.pull(t, "secret", d, registrytest.Basic("bob")) }()
+	eventually(t, "bob is let in", func() bool { return len(up.Seen("HEAD", d.String())) == 1 })
 	for _, who := range strings.Split("abcdefghijkl", "") {
-		s.pull(t, "secret", d, basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
-		s.request(t, "GET", torrentPath("secret", d), basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
-		s.request(t, "GET", blobPath("secret", d), basic(who), "Range", "bytes=0-9").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+		s.pull(t, "secret", d, registrytest.Basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+		s.request(t, "GET", torrentPath("secret", d), registrytest.Basic(who)).mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+		s.request(t, "GET", blobPath("secret", d), registrytest.Basic(who), "Range", "bytes=0-9").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
 	}
-	up.revoke(basic("bob"))
+	up.Revoke(registrytest.Basic("bob"))
 	close(hold)
 	(<-answers).mustBe(t, b)
 	(<-answers).mustBe(t, b)
 	s.pull(t, "secret", d, "").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
-	s.pull(t, "secret", d, basic("alice")).mustBe(t, b)
+	s.pull(t, "secret", d, registrytest.Basic("alice")).mustBe(t, b)
 }
 
 // With the registry away, what is here is for those who were admitted.
 func TestGrace(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(1000, 50)
-	manifest := up.pushImage(t, "app", "v1", random(10, 51), b)
+	manifest := up.PushImage(t, "app", "v1", random(10, 51), b)
 	d := digest.FromBytes(b)
 	s := newSeeder(t, up)
 	s.pull(t, "app", d, "").mustBe(t, b)
@@ -137,28 +139,28 @@ func TestGrace(t *testing.T) {
 			t.Errorf("manifest = %d %q", a.status, clip(a.body))
 		}
 	}
-	if n := len(up.seen("HEAD", "/v1")); n > 1 {
+	if n := len(up.Seen("HEAD", "/v1")); n > 1 {
 		t.Errorf("the registry was asked %d times for one tag", n)
 	}
-	up.away()
+	up.Away()
 	s.pull(t, "app", d, "").mustBe(t, b)
 	if a := s.request(t, "GET", "/v2/app/manifests/v1", ""); digest.FromBytes(a.body) != manifest {
 		t.Errorf("manifest while the registry is away = %d %q", a.status, clip(a.body))
 	}
-	s.pull(t, "app", d, basic("mallory")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+	s.pull(t, "app", d, registrytest.Basic("mallory")).mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 	s.pull(t, "app", digest.FromString("unknown"), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 }
 
 // When the daemon's context ends in mid-fetch all comes to rest, and the next
 // daemon goes on where this one stopped.
 func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 60)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	dir := t.TempDir()
 	const at = 1<<20 + 99
 	held := make(chan struct{})
-	up.fail(&fault{left: 1, at: at, held: held, hold: make(chan struct{})})
+	up.Fail(&registrytest.Fault{Left: 1, At: at, Held: held, Hold: make(chan struct{})})
 	s := newSeederIn(t, dir, up)
 	var asking sync.WaitGroup
 	asking.Go(func() { s.pull(t, "app", d, "").mustBeCut(t) })
@@ -170,7 +172,7 @@ func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 	wait(t, "fetch under way", held)
 	eventually(t, "both ask", func() bool { return s.requests.Load() >= 2 })
 	eventually(t, "all that was sent is here", func() bool {
-		_, arrival, err := s.client.Torrent(t.Context(), repository(t, up.host, "app"), d, "", 0)
+		_, arrival, err := s.client.Torrent(t.Context(), repository(t, up.Host, "app"), d, "", 0)
 		return err == nil && arrival.Received == at
 	})
 	begun := time.Now()
@@ -183,8 +185,8 @@ func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 
 	s = newSeederIn(t, dir, up)
 	s.pull(t, "app", d, "").mustBe(t, b)
-	gets := up.seen("GET", d.String())
-	if last := gets[len(gets)-1]; last.ranges != fmt.Sprintf("bytes=%d-", at) {
+	gets := up.Seen("GET", d.String())
+	if last := gets[len(gets)-1]; last.Ranges != fmt.Sprintf("bytes=%d-", at) {
 		t.Errorf("requests = %v, want the last from byte %d", gets, at)
 	}
 }

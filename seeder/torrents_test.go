@@ -13,18 +13,20 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
+
+	"github.com/murderp2p/murder/registry/registrytest"
 )
 
 // The first question for metainfo begins the fetch; 202 tells how far it is,
 // wait= waits for it; and the blob is fetched once however many ask.
 func TestTorrents(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 1)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	s := newSeeder(t, up)
 	held, hold := make(chan struct{}), make(chan struct{})
-	up.fail(&fault{left: 1, at: 1 << 20, held: held, hold: hold})
+	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Held: held, Hold: hold})
 	for i := range 3 {
 		a := s.request(t, "GET", torrentPath("app", d), "")
 		var arrival layers.Arrival
@@ -48,8 +50,8 @@ func TestTorrents(t *testing.T) {
 	eventually(t, "all wait", func() bool { return s.requests.Load() == 12 })
 	close(hold)
 	waiting.Wait()
-	s.request(t, "GET", torrentPath("app", d)+"&ns="+url.QueryEscape(up.host), "").mustMetainfo(t, b)
-	if n := len(up.seen("GET", d.String())); n != 1 {
+	s.request(t, "GET", torrentPath("app", d)+"&ns="+url.QueryEscape(up.Host), "").mustMetainfo(t, b)
+	if n := len(up.Seen("GET", d.String())); n != 1 {
 		t.Errorf("the registry saw %d requests for the blob, want 1", n)
 	}
 }
@@ -57,9 +59,9 @@ func TestTorrents(t *testing.T) {
 // Metainfo follows from the blob alone, whoever makes it, and by whatever way.
 func TestMetainfoIsTheSameEverywhere(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 2)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	one, other := newSeeder(t, up), newSeeder(t, up)
 	first := one.request(t, "GET", torrentPath("app", d)+"&wait=30s", "")
 	other.pull(t, "app", d, "").mustBe(t, b)
@@ -68,17 +70,17 @@ func TestMetainfoIsTheSameEverywhere(t *testing.T) {
 	if !bytes.Equal(first.body, second.body) {
 		t.Error("two seeders made two metainfos of one blob")
 	}
-	empty := up.push(t, "app", false, nil)
+	empty := up.Push(t, "app", false, nil)
 	one.request(t, "GET", torrentPath("app", empty)+"&wait=30s", "").mustMetainfo(t, nil)
 }
 
 func TestTorrentsRefused(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(1000, 3)
-	d := up.push(t, "secret", true, b)
-	up.push(t, "public", false, random(10, 4))
-	up.admit(basic("alice"))
+	d := up.Push(t, "secret", true, b)
+	up.Push(t, "public", false, random(10, 4))
+	up.Admit(registrytest.Basic("alice"))
 	s := newSeeder(t, up)
 	for path, code := range map[string]string{
 		"/v1/torrents/sha256:abc?repo=app":                                       "DIGEST_INVALID",
@@ -101,17 +103,17 @@ func TestTorrentsRefused(t *testing.T) {
 	s.request(t, "GET", torrentPath("public", unknown), "").mustRefuse(t, http.StatusNotFound, "BLOB_UNKNOWN")
 	stranger := func() {
 		t.Helper()
-		for _, who := range []string{"", basic("mallory")} {
+		for _, who := range []string{"", registrytest.Basic("mallory")} {
 			a := s.request(t, "GET", torrentPath("secret", d)+"&wait=1s", who)
 			a.mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
-			if got := a.header.Get("Www-Authenticate"); got != up.challenge("secret") {
+			if got := a.header.Get("Www-Authenticate"); got != up.Challenge("secret") {
 				t.Errorf("challenge = %q, want the registry's", got)
 			}
 			s.request(t, "GET", torrentPath("public", d), who).mustRefuse(t, http.StatusNotFound, "BLOB_UNKNOWN")
 		}
 	}
 	stranger()
-	s.request(t, "GET", torrentPath("secret", d)+"&wait=30s", basic("alice")).mustMetainfo(t, b)
+	s.request(t, "GET", torrentPath("secret", d)+"&wait=30s", registrytest.Basic("alice")).mustMetainfo(t, b)
 	stranger()
 }
 
@@ -119,19 +121,19 @@ func TestTorrentsRefused(t *testing.T) {
 // question begins another.
 func TestTorrentOfWhatFails(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 5)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	s := newSeeder(t, up)
-	up.fail(&fault{left: -1, at: 1 << 20, flip: true})
+	up.Fail(&registrytest.Fault{Left: -1, At: 1 << 20, Flip: true})
 	if a := s.request(t, "GET", torrentPath("app", d)+"&wait=30s", ""); a.status != http.StatusBadGateway {
 		t.Errorf("wrong bytes: %d %q, want 502", a.status, clip(a.body))
 	}
-	up.fail(&fault{left: -1, at: big, noSize: true})
+	up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
 	s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
-	up.away()
+	up.Away()
 	s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
-	up.mend()
+	up.Mend()
 	s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustMetainfo(t, b)
 }
 
@@ -139,9 +141,9 @@ func TestTorrentOfWhatFails(t *testing.T) {
 // the asker reached it on.
 func TestTrackerListsSeeder(t *testing.T) {
 	t.Parallel()
-	up := newUpstream(t)
+	up := registrytest.New(t)
 	b := random(big, 6)
-	d := up.push(t, "app", false, b)
+	d := up.Push(t, "app", false, b)
 	s := newSeeder(t, up)
 	a := s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "")
 	a.mustMetainfo(t, b)

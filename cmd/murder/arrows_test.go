@@ -36,6 +36,9 @@ func TestArrows(t *testing.T) {
 			if ours && room(inner) != from && !slices.Contains(allowed, room(inner)) {
 				t.Errorf("%s imports %s: the arrows run the other way", pkg, inner)
 			}
+			if inner == "registry/registrytest" {
+				t.Errorf("%s imports %s, which is for tests", pkg, inner)
+			}
 			if strings.HasPrefix(to, "github.com/anacrolix/") && !within(pkg, torrentRooms) {
 				t.Errorf("%s imports %s, which stays inside %v", pkg, to, torrentRooms)
 			}
