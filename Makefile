@@ -90,6 +90,11 @@ bench-cold: ## the first pull of a 500 MB image, against one straight from the r
 bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
 	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+.PHONY: bench-fleet
+bench-fleet: build ## fleets in network namespaces, as root: SCENARIOS="equal16 waves", LAB_FLAGS="-rate 25Mbit"
+	go build -o bin/murder-lab ./integration/lab
+	bin/murder-lab $(LAB_FLAGS) $(SCENARIOS)
+
 .PHONY: image
 image: ## a container image, by docker or podman
 	$$(command -v docker || command -v podman) build --build-arg VERSION=$(VERSION) -t murder:$(VERSION) .
