@@ -32,13 +32,13 @@ type arrival struct {
 	origin string   // who vouches for it
 	file   *os.File // nil at rest
 
-	// While meta is nil the first prefix bytes are here.
+	// While torrent is nil the first prefix bytes are here.
 	prefix int64
 
-	// Once meta is set, these pieces are, and are verified ...
-	meta *Metainfo
-	have bitset
-	run  int // pieces here from the first on
+	// Once torrent is set, these pieces are, and are verified ...
+	torrent *Torrent
+	have    bitset
+	run     int // pieces here from the first on
 	// ... and these are on disk, but it is not known whether they are right.
 	unknown bitset
 	// tail is what had been appended behind the last whole piece, if anything.
@@ -272,7 +272,7 @@ func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
 	if m == nil {
 		return nil, nil
 	}
-	a.setPieces(m)
+	a.setPieces(m.Torrent())
 	if err := a.findData(); err != nil {
 		return nil, err
 	}
@@ -280,15 +280,15 @@ func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
 }
 
 // setPieces begins the arrival by pieces, with none here.
-func (a *arrival) setPieces(m *Metainfo) {
-	a.meta = m
-	a.have = newBitset(m.Pieces())
-	a.unknown = newBitset(m.Pieces())
+func (a *arrival) setPieces(t *Torrent) {
+	a.torrent = t
+	a.have = newBitset(t.Pieces())
+	a.unknown = newBitset(t.Pieces())
 }
 
 // findData marks the pieces that are on disk in full as unknown.
 func (a *arrival) findData() error {
-	pl := a.meta.PieceLength()
+	pl := a.torrent.PieceLength()
 	for off := int64(0); off < a.size; {
 		from, to, ok, err := dataAfter(a.file, off)
 		if err != nil {
@@ -297,7 +297,7 @@ func (a *arrival) findData() error {
 		if !ok {
 			return nil
 		}
-		for i := int((from + pl - 1) / pl); i < a.meta.Pieces(); i++ {
+		for i := int((from + pl - 1) / pl); i < a.torrent.Pieces(); i++ {
 			if _, end := pieceSpan(a.size, i); end > to {
 				break
 			}
@@ -319,10 +319,10 @@ func (a *arrival) clone() *arrival {
 
 // contiguous returns how many bytes from the start are here: appended, or verified.
 func (a *arrival) contiguous() int64 {
-	if a.meta == nil {
+	if a.torrent == nil {
 		return a.prefix
 	}
-	return min(a.size, int64(a.run)*a.meta.PieceLength())
+	return min(a.size, int64(a.run)*a.torrent.PieceLength())
 }
 
 // mark notes that piece i is here and right, and returns how many bytes that adds.
@@ -332,31 +332,31 @@ func (a *arrival) mark(i int) int64 {
 		return 0
 	}
 	a.have.set(i)
-	for a.run < a.meta.Pieces() && a.have.has(a.run) {
+	for a.run < a.torrent.Pieces() && a.have.has(a.run) {
 		a.run++
 	}
-	n := a.meta.PieceSize(i)
+	n := a.torrent.PieceSize(i)
 	a.received += n
 	return n
 }
 
-// judge goes by m from now on, and keeps of what was appended the pieces that have
+// judge goes by t from now on, and keeps of what was appended the pieces that have
 // been hashed and are right. wrong is called with what was hashed and is not; what was
-// not hashed yet is unknown.
-func (a *arrival) judge(m *Metainfo, wrong func(from, to int64)) {
-	prefix := a.prefix
-	a.setPieces(m)
+// not hashed yet, or has no known hash, is unknown.
+func (a *arrival) judge(t *Torrent, wrong func(from, to int64)) {
+	prefix, pl := a.prefix, t.PieceLength()
+	a.setPieces(t)
 	a.received = 0
-	if whole := prefix / m.PieceLength() * m.PieceLength(); whole < prefix && prefix < a.size {
-		a.tail = &tail{piece: int(whole / m.PieceLength()), from: whole, to: prefix}
+	if whole := prefix / pl * pl; whole < prefix && prefix < a.size {
+		a.tail = &tail{piece: int(whole / pl), from: whole, to: prefix}
 	}
-	for i := range m.Pieces() {
+	for i := range t.Pieces() {
 		from, to := pieceSpan(a.size, i)
 		if to > prefix {
 			break
 		}
-		switch sum := m.Piece(i); {
-		case (i+1)*sha1.Size > len(a.sums):
+		switch sum, known := t.Piece(i); {
+		case !known, (i+1)*sha1.Size > len(a.sums):
 			a.unknown.set(i)
 		case [sha1.Size]byte(a.sums[i*sha1.Size:]) == sum:
 			a.mark(i)

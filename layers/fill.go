@@ -14,7 +14,7 @@ const fillBuffer = 256 << 10
 
 // Fill brings what p lacks by bodies that open returns: the blob from byte off
 // on, as an HTTP range request yields it. It returns nil when nothing is
-// missing any more, ErrPieces when metainfo came while bytes were taken in
+// missing any more, ErrPieces when a torrent came while bytes were taken in
 // order (p is then better filled by pieces), else the first error of open, of
 // a body, or of p. Bodies that end early are io.ErrUnexpectedEOF.
 //
@@ -37,8 +37,8 @@ func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off in
 			return err
 		}
 		limited := Limited(ctx, body, download)
-		if m := p.Metainfo(); m != nil {
-			err = takePieces(p, m, limited, off, n, received)
+		if t := p.Torrent(); t != nil {
+			err = takePieces(p, t, limited, off, n, received)
 		} else {
 			err = takeInOrder(p, limited, received)
 		}
@@ -51,7 +51,7 @@ func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off in
 
 // judged waits until it is known which pieces on disk are good.
 func judged(ctx context.Context, p *Partial) error {
-	if p.Metainfo() == nil {
+	if p.Torrent() == nil {
 		return nil
 	}
 	select {
@@ -85,11 +85,11 @@ func takeInOrder(p *Partial, body io.Reader, received func(int)) error {
 }
 
 // takePieces takes the pieces of the n bytes from off, the start of a piece.
-func takePieces(p *Partial, m *Metainfo, body io.Reader, off, n int64, received func(int)) error {
-	buf := make([]byte, min(m.PieceLength(), n))
+func takePieces(p *Partial, t *Torrent, body io.Reader, off, n int64, received func(int)) error {
+	buf := make([]byte, min(t.PieceLength(), n))
 	for end := off + n; off < end; {
-		i := int(off / m.PieceLength())
-		piece := buf[:m.PieceSize(i)]
+		i := int(off / t.PieceLength())
+		piece := buf[:t.PieceSize(i)]
 		if _, err := io.ReadFull(body, piece); err != nil {
 			return noEOF(err)
 		}

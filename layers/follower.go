@@ -1,6 +1,8 @@
 package layers
 
 import (
+	"bytes"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"
@@ -42,10 +44,10 @@ func (p *Partial) follow() error {
 	}
 }
 
-// section is n bytes at off, and the metainfo by which they were found to be here.
+// section is n bytes at off, and the torrent by which they were found to be here.
 type section struct {
-	off, n int64
-	meta   *Metainfo
+	off, n  int64
+	torrent *Torrent
 }
 
 // next returns what can be hashed next, and what to wait for if it is empty.
@@ -58,7 +60,7 @@ func (p *Partial) next() (section, <-chan struct{}, error) {
 		p.digester.Reset()
 	}
 	here := p.contiguous()
-	next := section{off: p.hashed, n: max(0, here-p.hashed), meta: p.meta}
+	next := section{off: p.hashed, n: max(0, here-p.hashed), torrent: p.torrent}
 	if here < p.hashed {
 		next.off = here // all was hashed, but the tail has still to be verified
 	}
@@ -77,8 +79,8 @@ func (p *Partial) feed(next section) error {
 		return fmt.Errorf("read back blob %s at %d: %w", p.digest, next.off, err)
 	}
 	p.mu.Lock()
-	if p.meta != next.meta {
-		// SetMetainfo has passed, and pieces may have been written over what was
+	if p.torrent != next.torrent {
+		// SetTorrent has passed, and pieces may have been written over what was
 		// being read.
 		p.mu.Unlock()
 		return nil
@@ -86,14 +88,56 @@ func (p *Partial) feed(next section) error {
 	p.fed = next.off + int64(len(b))
 	p.mu.Unlock()
 	p.digester.Write(b)
-	if next.meta == nil {
+	if next.torrent == nil {
 		p.pieces.Write(b)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hashed = p.fed
 	p.sums = p.pieces.sums
+	p.tell()
 	return nil
+}
+
+// Hashes returns a torrent that grows as what is appended is hashed, for who offers the
+// blob while it arrives: draft names the swarm until then. The last piece's hash, and
+// with it the metainfo, is known when the whole digest has been found right; the torrent
+// fails when the Partial does. It is the same one for all who ask, and that of
+// SetTorrent if there is one.
+func (p *Partial) Hashes(draft InfoHash) *Torrent {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil && p.torrent != nil {
+		return p.torrent
+	}
+	if p.made == nil {
+		p.made = NewTorrent(p.digest, p.size, draft)
+		p.tell()
+	}
+	return p.made
+}
+
+// tell makes known to Hashes what has been hashed. p.mu is held.
+func (p *Partial) tell() {
+	t := p.made
+	if t == nil {
+		return
+	}
+	hashes := p.sums
+	if p.whole {
+		hashes = p.torrent.known()
+	}
+	has := t.known()
+	if n := min(len(has), len(hashes)); !bytes.Equal(has[:n], hashes[:n]) {
+		t.Fail(fmt.Errorf("blob %s was hashed to something else before: %w", p.digest, ErrMismatch))
+		return
+	}
+	if !p.whole {
+		hashes = hashes[:min(len(hashes), (t.Pieces()-1)*sha1.Size)]
+	}
+	if len(hashes) > len(has) {
+		t.Add(hashes[len(has):]) // fails only if t has failed, as readers of t know by now
+	}
 }
 
 // judgeWhole compares the digest, once all has been hashed. done is false if there is
@@ -118,13 +162,14 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 // becomeWhole notes that the digest is right. p.mu is held.
 func (p *Partial) becomeWhole() {
 	p.whole = true
-	if p.meta == nil {
-		p.setPieces(newMetainfo(p.digest, p.size, p.pieces.finish()))
+	if p.torrent == nil {
+		p.setPieces(newMetainfo(p.digest, p.size, p.pieces.finish()).Torrent())
 		p.received = 0
-		for i := range p.meta.Pieces() {
+		for i := range p.torrent.Pieces() {
 			p.mark(i)
 		}
 	}
+	p.tell()
 	p.allChecked()
 	close(p.verified)
 	p.moved.fire()

@@ -59,8 +59,10 @@ func PieceLength(size int64) int64 {
 
 // pieceCount returns how many pieces a blob of size bytes has.
 func pieceCount(size int64) int {
-	pl := PieceLength(size)
-	return int((size + pl - 1) / pl)
+	if size <= 0 {
+		return 0
+	}
+	return int((size-1)/PieceLength(size)) + 1 // size may be foreign, and close to 1<<63
 }
 
 // pieceSpan returns where piece i of a blob of size bytes lies: [from, to).

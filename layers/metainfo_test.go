@@ -181,7 +181,7 @@ func TestMetainfoIsTheSameEachWay(t *testing.T) {
 				"by pieces": func(s *Store) *Store {
 					m := metainfoOf(t, b)
 					p := partial(t, s, d, size)
-					if err := p.SetMetainfo(m); err != nil {
+					if err := p.SetTorrent(m.Torrent()); err != nil {
 						t.Fatal(err)
 					}
 					writePieces(t, p, m, b)

@@ -17,8 +17,8 @@ const gapMerge = 4 << 20
 // Partial is a blob that is arriving; Store.Partial hands out one for all who ask.
 // It is safe for concurrent use.
 //
-// It takes bytes in one of two ways. Without metainfo they come in order, by Append,
-// as an HTTP body brings them. From SetMetainfo on they come by pieces, in any order
+// It takes bytes in one of two ways. Without a torrent they come in order, by Append,
+// as an HTTP body brings them. From SetTorrent on they come by pieces, in any order
 // and from anywhere: WritePiece for one who has a whole piece in hand (an HTTP range),
 // or WriteAt and PieceDone for a swarm that gathers chunks.
 //
@@ -49,6 +49,7 @@ type Partial struct {
 	ended    bool       // done is closed
 	err      error      // why it failed
 	pin      *entry     // the blob, whole now, that open readers keep from being evicted
+	made     *Torrent   // what Hashes returned
 	readers  map[*reader]struct{}
 	moved    signal // readers can get further, or not at all
 	progress signal // bytes of any kind
@@ -81,9 +82,8 @@ func newPartial(s *Store, a *arrival) *Partial {
 // start sets the Partial's own goroutines to work. They end with it, and Store.Close
 // waits for them.
 func (p *Partial) start() {
-	if p.meta != nil {
-		m := p.meta
-		p.work.Go(func() { p.checkUnknown(m) })
+	if t := p.torrent; t != nil {
+		p.work.Go(func() { p.goBy(t) })
 	}
 	go p.run()
 }
@@ -110,7 +110,7 @@ func (p *Partial) enter() error {
 }
 
 // Append adds the next bytes of the blob, in order. It returns ErrPieces once there
-// is metainfo, ErrMismatch when the blob would become longer than Size (nothing is
+// is a torrent, ErrMismatch when the blob would become longer than Size (nothing is
 // added then), the Partial's error when it has ended, and the disk's as it is
 // (ENOSPC, ...), with what did fit counted in. The Partial does not fail by it; if
 // the bytes cannot come another way, call Fail.
@@ -144,7 +144,7 @@ func (p *Partial) beginAppend(n int64) (off int64, err error) {
 	switch {
 	case p.err != nil:
 		return 0, p.err
-	case p.meta != nil && !p.whole:
+	case p.torrent != nil && !p.whole:
 		return 0, ErrPieces
 	case n == 0:
 		return 0, nil
@@ -161,7 +161,7 @@ func (p *Partial) Prefix() int64 {
 	return p.contiguous()
 }
 
-// Received returns how many bytes are here. SetMetainfo can make it less: what does
+// Received returns how many bytes are here. SetTorrent can make it less: what does
 // not fill a piece is not counted then.
 func (p *Partial) Received() int64 {
 	p.mu.Lock()
@@ -169,36 +169,44 @@ func (p *Partial) Received() int64 {
 	return p.received
 }
 
-// Metainfo returns what SetMetainfo was given, by anyone or in an earlier run, or nil.
-func (p *Partial) Metainfo() *Metainfo {
+// Torrent returns what SetTorrent was given, by anyone or in an earlier run, or nil.
+func (p *Partial) Torrent() *Torrent {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.meta
+	return p.torrent
 }
 
-// Checked is closed when all that was on disk at SetMetainfo, or when the arrival
+// Metainfo returns that of the torrent, once it is complete, or nil.
+func (p *Partial) Metainfo() *Metainfo {
+	if t := p.Torrent(); t != nil {
+		return t.Metainfo()
+	}
+	return nil
+}
+
+// Checked is closed when all that was on disk at SetTorrent, or when the arrival
 // was resumed, has been judged. Until then Gap leaves out and PieceHave denies
-// pieces that may turn out to be here. Without metainfo it stays open.
+// pieces that may turn out to be here. Without a torrent it stays open.
 func (p *Partial) Checked() <-chan struct{} { return p.checked }
 
 // PieceHave tells whether piece i is here and verified.
 func (p *Partial) PieceHave(i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return checkPiece(p.meta, i) == nil && p.have.has(i)
+	return checkPiece(p.torrent, i) == nil && p.have.has(i)
 }
 
-// Pieces returns how many pieces are here, and of how many; 0, 0 without metainfo.
+// Pieces returns how many pieces are here, and of how many; 0, 0 without a torrent.
 func (p *Partial) Pieces() (have, total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.meta == nil {
+	if p.torrent == nil {
 		return 0, 0
 	}
 	for _, word := range p.have {
 		have += bits.OnesCount64(word)
 	}
-	return have, p.meta.Pieces()
+	return have, p.torrent.Pieces()
 }
 
 // Gap returns the next run of n bytes from off that is missing at or after from; ok
@@ -209,11 +217,11 @@ func (p *Partial) Gap(from int64) (off, n int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	from = max(0, from)
-	if p.meta == nil {
+	if p.torrent == nil {
 		off = max(from, p.prefix)
 		return off, p.size - off, off < p.size
 	}
-	pl, total := p.meta.PieceLength(), p.meta.Pieces()
+	pl, total := p.torrent.PieceLength(), p.torrent.Pieces()
 	first := total
 	if from < p.size {
 		first = int(from / pl)
@@ -302,6 +310,9 @@ func (p *Partial) end(err error) {
 		return
 	}
 	p.err, p.ended = err, true
+	if p.made != nil && err != nil {
+		p.made.Fail(err)
+	}
 	close(p.done)
 	p.moved.fire()
 	p.progress.fire()

@@ -145,7 +145,7 @@ func TestWrongMetainfo(t *testing.T) {
 	bad[300<<10] ^= 1
 	m := newMetainfo(sha256Of(b), int64(len(b)), sums(bad, int64(len(b))))
 	p := partial(t, s, sha256Of(b), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	whole, end3 := read(t.Context(), p, 0, 600<<10), read(t.Context(), p, 599<<10, 1<<10)
@@ -160,19 +160,19 @@ func TestWrongMetainfo(t *testing.T) {
 	}
 }
 
-func TestSetMetainfoOfAnother(t *testing.T) {
+func TestSetTorrentOfAnother(t *testing.T) {
 	s := openStore(t, StoreConfig{})
 	b := content(1, 600<<10)
 	p := partial(t, s, sha256Of(b), len(b))
-	wantErr(t, p.SetMetainfo(metainfoOf(t, content(2, 600<<10))), ErrMismatch)
+	wantErr(t, p.SetTorrent(metainfoOf(t, content(2, 600<<10)).Torrent()), ErrMismatch)
 	m := metainfoOf(t, b)
 	for range 2 {
-		if err := p.SetMetainfo(m); err != nil {
+		if err := p.SetTorrent(m.Torrent()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	other := newMetainfo(p.Digest(), p.Size(), sums(content(2, 600<<10), 600<<10))
-	wantErr(t, p.SetMetainfo(other), ErrMismatch)
+	wantErr(t, p.SetTorrent(other.Torrent()), ErrMismatch)
 	wantErr(t, p.Append(b[:1]), ErrPieces)
 	wantErr(t, p.WritePiece(0, b[1:256<<10+1]), ErrMismatch)
 	wantErr(t, p.WritePiece(2, b[512<<10:600<<10-1]), ErrMismatch)
@@ -183,8 +183,8 @@ func TestSetMetainfoOfAnother(t *testing.T) {
 	}
 	writePieces(t, p, m, b)
 	await(t, p.Done())
-	if err := p.SetMetainfo(m); err != nil {
-		t.Errorf("SetMetainfo after the end: %v", err)
+	if err := p.SetTorrent(m.Torrent()); err != nil {
+		t.Errorf("SetTorrent after the end: %v", err)
 	}
 	if err := p.WritePiece(0, pieceOf(m, b, 0)); err != nil {
 		t.Errorf("WritePiece after the end: %v", err)
@@ -229,7 +229,7 @@ func TestGap(t *testing.T) {
 	}
 	check(0, gap{100, 20*mib - 99, true})
 	check(200, gap{200, 20*mib - 199, true})
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
@@ -270,7 +270,7 @@ func TestSwitchToPieces(t *testing.T) {
 	if _, err := io.ReadFull(r, got); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
@@ -329,7 +329,7 @@ func TestSwitchToPiecesAfterWrongBytes(t *testing.T) {
 			if test.hashed {
 				awaitHashed(t, p, 3*pl+100)
 			}
-			if err := p.SetMetainfo(m); err != nil {
+			if err := p.SetTorrent(m.Torrent()); err != nil {
 				t.Fatal(err)
 			}
 			if test.chunks {
@@ -374,7 +374,7 @@ func TestMetainfoOvertakesFollower(t *testing.T) {
 	if err != nil || next.n != 300<<10 {
 		t.Fatalf("next is %v, %v", next, err)
 	}
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.feed(next); err != nil || p.hashed != 0 || p.fed != 0 {
@@ -425,7 +425,7 @@ func TestFailAndGoOn(t *testing.T) {
 				t.Fatal(err)
 			}
 			if pieces {
-				if err := p.SetMetainfo(m); err != nil {
+				if err := p.SetTorrent(m.Torrent()); err != nil {
 					t.Fatal(err)
 				}
 				if err := p.WritePiece(3, pieceOf(m, b, 3)); err != nil {
@@ -527,7 +527,7 @@ func TestProgressAndWanted(t *testing.T) {
 	b := content(1, 4*pl)
 	m := metainfoOf(t, b)
 	p := partial(t, s, m.Digest(), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
@@ -659,7 +659,7 @@ func TestNothingLeaks(t *testing.T) {
 			}
 			await(t, p.Done())
 		case 1:
-			if err := p.SetMetainfo(m); err != nil {
+			if err := p.SetTorrent(m.Torrent()); err != nil {
 				t.Fatal(err)
 			}
 			if err := p.WritePiece(0, pieceOf(m, b, 0)); err != nil {

@@ -6,23 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 )
 
-// SetMetainfo begins the arrival by pieces. What was appended is judged by m: a
-// piece that is whole and right is kept, all else is missing again; a reader that
-// was given bytes which turn out wrong ends with ErrMismatch, others go on. m is
-// saved, so that pieces can be told right from wrong after a crash.
+// SetTorrent begins the arrival by pieces. What was appended is judged by t, as far as
+// its hashes are known and as they become known: a piece that is whole and right is
+// kept, all else is missing again; a reader that was given bytes which turn out wrong
+// ends with ErrMismatch, others go on. The complete metainfo is saved, so that pieces
+// can be told right from wrong after a crash.
 //
-// Setting the same metainfo again is no error; setting another, or one for another
+// Setting the same torrent again is no error; setting another, or one for another
 // blob, is ErrMismatch and changes nothing.
-func (p *Partial) SetMetainfo(m *Metainfo) error {
-	if m.Digest() != p.digest || m.Size() != p.size {
-		return fmt.Errorf("metainfo of %s, %d bytes, for %s, %d bytes: %w", m.Digest(), m.Size(), p.digest, p.size, ErrMismatch)
+func (p *Partial) SetTorrent(t *Torrent) error {
+	if t.Digest() != p.digest || t.Size() != p.size {
+		return fmt.Errorf("torrent of %s, %d bytes, for %s, %d bytes: %w", t.Digest(), t.Size(), p.digest, p.size, ErrMismatch)
 	}
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	if has := p.Metainfo(); has != nil {
-		return sameMetainfo(has, m)
+	if has := p.Torrent(); has != nil {
+		return sameTorrent(has, t)
 	}
 	p.mu.Lock()
 	err := p.enter()
@@ -31,36 +33,49 @@ func (p *Partial) SetMetainfo(m *Metainfo) error {
 		return err
 	}
 	defer p.work.Done()
-	return p.usePieces(m)
+	return p.usePieces(t)
 }
 
-// sameMetainfo returns ErrMismatch if m is not what there is already.
-func sameMetainfo(has, m *Metainfo) error {
-	if has.InfoHash() != m.InfoHash() {
-		return fmt.Errorf("metainfo %s for %s, which has %s: %w", m.InfoHash(), m.Digest(), has.InfoHash(), ErrMismatch)
+// sameTorrent returns ErrMismatch if t contradicts what there is already.
+func sameTorrent(has, t *Torrent) error {
+	if !has.agrees(t) {
+		return fmt.Errorf("two torrents of %s: %w", t.Digest(), ErrMismatch)
 	}
 	return nil
 }
 
 // usePieces makes the change to pieces. p.appending is held and the caller has entered.
-func (p *Partial) usePieces(m *Metainfo) error {
-	// From here on the file is one of pieces, also for a later run.
-	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, m.Bytes()); err != nil {
-		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
+func (p *Partial) usePieces(t *Torrent) error {
+	if err := p.save(t); err != nil {
+		return err
 	}
 	p.mu.Lock()
-	if p.meta != nil { // the follower has reached the end meanwhile
+	if p.torrent != nil { // the follower has reached the end meanwhile
 		defer p.mu.Unlock()
-		return sameMetainfo(p.meta, m)
+		return sameTorrent(p.torrent, t)
 	}
 	before := p.received
-	p.judge(m, p.wrong)
+	p.judge(t, p.wrong)
 	n := p.received - before
 	p.moved.fire()
 	p.progress.fire()
-	p.work.Go(func() { p.checkUnknown(m) })
+	p.work.Go(func() { p.goBy(t) })
 	p.mu.Unlock()
 	p.store.grow(n)
+	return nil
+}
+
+// save makes the file on disk one of pieces, also for a later run: the metainfo beside
+// it tells which are right. As long as that is not complete, the file there is empty,
+// and a later run begins anew.
+func (p *Partial) save(t *Torrent) error {
+	var content []byte
+	if m := t.Metainfo(); m != nil {
+		content = m.Bytes()
+	}
+	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, content); err != nil {
+		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
+	}
 	return nil
 }
 
@@ -77,22 +92,36 @@ func (p *Partial) wrong(from, to int64) {
 	}
 }
 
-// checkUnknown finds out which pieces on disk are right. It runs on work.
-func (p *Partial) checkUnknown(m *Metainfo) {
-	for i := range m.Pieces() {
+// goBy finds out which pieces on disk are right, as their hashes become known. It runs
+// on work.
+func (p *Partial) goBy(t *Torrent) {
+	for known := 0; ; {
+		changed := t.Changed()
+		for ; known < t.Known(); known++ {
+			p.mu.Lock()
+			err, unknown := p.err, p.unknown.has(known)
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
+			if unknown {
+				p.check(known)
+			}
+		}
 		p.mu.Lock()
-		err, unknown := p.err, p.unknown.has(i)
+		p.allChecked()
 		p.mu.Unlock()
-		if err != nil {
+		if known == t.Pieces() || t.Err() != nil {
 			return
 		}
-		if unknown {
-			p.check(i)
+		select {
+		case <-changed:
+		case <-p.verified:
+			return
+		case <-p.done:
+			return
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.allChecked()
 }
 
 // allChecked closes checked, once. p.mu is held.
@@ -104,20 +133,22 @@ func (p *Partial) allChecked() {
 	}
 }
 
-// check finds out whether piece i, if unknown, is right. The caller has entered.
+// check finds out whether piece i, if unknown, is right, as soon as its hash is known.
+// The caller has entered.
 func (p *Partial) check(i int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.take(i)
 	defer p.leave(i)
-	if !p.unknown.has(i) {
+	want, known := p.torrent.Piece(i)
+	if !p.unknown.has(i) || !known {
 		return
 	}
 	from, to := pieceSpan(p.size, i)
 	p.mu.Unlock()
 	sum, err := p.sum(from, to)
 	p.mu.Lock()
-	if err == nil && sum == p.meta.Piece(i) {
+	if err == nil && sum == want {
 		p.arrived(i)
 		return
 	}
@@ -140,37 +171,50 @@ func (p *Partial) sum(from, to int64) (sum [sha1.Size]byte, err error) {
 }
 
 // WritePiece stores piece i, all of it, once its SHA-1 is found right. It returns
-// ErrMismatch when it is not, nil when the piece is here already, and errors as
+// ErrMismatch when it is not, ErrHashUnknown when nobody can tell yet, nil when the piece is here already, and errors as
 // Append does.
 func (p *Partial) WritePiece(i int, b []byte) error {
-	m := p.Metainfo()
-	if err := checkPiece(m, i); err != nil {
+	want, err := pieceHash(p.Torrent(), i)
+	if err != nil {
 		return err
 	}
-	if int64(len(b)) != m.PieceSize(i) || sha1.Sum(b) != m.Piece(i) {
+	if from, to := pieceSpan(p.size, i); int64(len(b)) != to-from || sha1.Sum(b) != want {
 		return fmt.Errorf("piece %d of blob %s: %w", i, p.digest, ErrMismatch)
 	}
 	return p.onPiece(i, func(from int64) error { return p.overwrite(i, b, from) })
 }
 
 // PieceDone marks piece i as here. The caller has read it back and found its SHA-1
-// right, and no WriteAt on it is under way.
+// right, and no WriteAt on it is under way. While that hash is not known it returns
+// ErrHashUnknown.
 func (p *Partial) PieceDone(i int) error {
-	if err := checkPiece(p.Metainfo(), i); err != nil {
+	if _, err := pieceHash(p.Torrent(), i); err != nil {
 		return err
 	}
 	return p.onPiece(i, func(int64) error { return nil })
 }
 
 // checkPiece refuses pieces that are none.
-func checkPiece(m *Metainfo, i int) error {
-	if m == nil {
-		return errors.New("no metainfo, no pieces")
+func checkPiece(t *Torrent, i int) error {
+	if t == nil {
+		return errors.New("no torrent, no pieces")
 	}
-	if i < 0 || i >= m.Pieces() {
-		return fmt.Errorf("no piece %d among %d", i, m.Pieces())
+	if i < 0 || i >= t.Pieces() {
+		return fmt.Errorf("no piece %d among %d", i, t.Pieces())
 	}
 	return nil
+}
+
+// pieceHash returns what the SHA-1 of piece i must be.
+func pieceHash(t *Torrent, i int) (sum [sha1.Size]byte, err error) {
+	if err := checkPiece(t, i); err != nil {
+		return sum, err
+	}
+	sum, known := t.Piece(i)
+	if !known {
+		return sum, fmt.Errorf("piece %d of blob %s: %w", i, t.Digest(), ErrHashUnknown)
+	}
+	return sum, nil
 }
 
 // onPiece has piece i brought in by put, which is told where it lies and has it to
@@ -259,14 +303,14 @@ func (p *Partial) leave(i int) {
 // reader sees them before PieceDone. What lies in pieces that are here already is
 // ignored and reported as written.
 func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
-	m := p.Metainfo()
-	if m == nil || off < 0 || int64(len(b)) > p.size-off {
+	t := p.Torrent()
+	if t == nil || off < 0 || int64(len(b)) > p.size-off {
 		return 0, fmt.Errorf("write %d bytes at %d of blob %s: not within its pieces", len(b), off, p.digest)
 	}
 	done := 0
 	for done < len(b) {
 		at := off + int64(done)
-		i := int(at / m.PieceLength())
+		i := int(at / t.PieceLength())
 		_, end := pieceSpan(p.size, i)
 		part := b[done:min(int64(len(b)), int64(done)+end-at)]
 		if err := p.writePart(i, part, at); err != nil {
@@ -360,4 +404,41 @@ func (p *Partial) ReadAt(b []byte, off int64) (int, error) {
 	}
 	defer blob.Close()
 	return blob.ReadAt(b, off)
+}
+
+// OpenFile returns a read-only file of the blob, the caller's own to read at offsets he
+// names (its offset is nobody else's) and to close. What lies there is as for ReadAt. It
+// stays readable when the blob gets its name in the store, and when it is evicted.
+func (p *Partial) OpenFile() (*os.File, error) {
+	f, blob, err := p.openFile()
+	if blob != nil {
+		blob.Unpin()
+	}
+	return f, err
+}
+
+// openFile opens the file of the blob. As long as the Partial can be entered, what lies
+// under the file's name is this Partial's; after that the blob has its own, and is
+// returned with its file.
+func (p *Partial) openFile() (*os.File, *Blob, error) {
+	p.mu.Lock()
+	err := p.enter()
+	p.mu.Unlock()
+	if err == nil {
+		defer p.work.Done()
+		f, err := os.Open(p.file.Name())
+		return f, nil, err
+	}
+	if !errors.Is(err, errShut) {
+		return nil, nil, err
+	}
+	<-p.done
+	if err := p.Err(); err != nil {
+		return nil, nil, err
+	}
+	blob, err := p.store.Open(p.digest)
+	if err != nil {
+		return nil, nil, err
+	}
+	return blob.File(), blob, nil
 }

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -126,7 +125,7 @@ func (r *reader) wait(limit int64) (int64, error) {
 	for {
 		n, moved, err := r.ready(limit)
 		if n > 0 && r.file == nil {
-			err = r.open()
+			r.file, r.blob, err = r.p.openFile()
 		}
 		if n > 0 || err != nil {
 			return n, err
@@ -168,7 +167,7 @@ func (r *reader) allowed(limit int64) (int64, error) {
 		return left, nil
 	case p.err != nil:
 		return 0, p.err
-	case p.meta == nil:
+	case p.torrent == nil:
 		// Nothing is verified, so the last byte stays here.
 		n := max(0, min(left, p.prefix-r.off, r.end-1-r.off))
 		r.seen = max(r.seen, r.off+n)
@@ -184,9 +183,9 @@ func (r *reader) allowed(limit int64) (int64, error) {
 // verifiedFrom returns how many bytes from off on are in verified pieces, counting no
 // further than limit needs. p.mu is held.
 func (p *Partial) verifiedFrom(off, limit int64) int64 {
-	pl := p.meta.PieceLength()
+	pl := p.torrent.PieceLength()
 	end := off
-	for i := int(off / pl); end < off+limit && i < p.meta.Pieces() && p.have.has(i); i++ {
+	for i := int(off / pl); end < off+limit && i < p.torrent.Pieces() && p.have.has(i); i++ {
 		_, end = pieceSpan(p.size, i)
 	}
 	return end - off
@@ -203,31 +202,6 @@ func (r *reader) want(waiting bool) {
 		r.waiting = waiting
 		r.p.wants.fire()
 	}
-}
-
-// open opens the file the reader reads. As long as the Partial can be entered, what
-// lies under the file's name is this Partial's; after that the blob has its own.
-func (r *reader) open() error {
-	p := r.p
-	p.mu.Lock()
-	err := p.enter()
-	p.mu.Unlock()
-	if err == nil {
-		defer p.work.Done()
-		r.file, err = os.Open(p.file.Name())
-		return err
-	}
-	if !errors.Is(err, errShut) {
-		return err
-	}
-	<-p.done
-	if err := p.Err(); err != nil {
-		return err
-	}
-	if r.blob, err = p.store.Open(p.digest); err == nil {
-		r.file = r.blob.File()
-	}
-	return err
 }
 
 // Close implements io.Closer. It may be called twice.

@@ -41,7 +41,7 @@ func TestReadersOfRandomSections(t *testing.T) {
 			}
 		})
 	}
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	var writers sync.WaitGroup
@@ -116,7 +116,7 @@ func TestLastByteIsHeldBack(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
@@ -157,7 +157,7 @@ func TestLastByteOfBlobWaitsForDigest(t *testing.T) {
 	b := content(1, 2*pl)
 	m := metainfoOf(t, b)
 	p := partial(t, s, m.Digest(), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.WritePiece(1, b[pl:]); err != nil {
@@ -261,7 +261,7 @@ func TestReaderToConnection(t *testing.T) {
 	b := content(1, 6<<20)
 	m := metainfoOf(t, b)
 	p := partial(t, s, m.Digest(), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

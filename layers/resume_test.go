@@ -50,7 +50,7 @@ func TestResumeInOrder(t *testing.T) {
 	}
 }
 
-// What began in order goes on by pieces after the restart: SetMetainfo judges bytes
+// What began in order goes on by pieces after the restart: SetTorrent judges bytes
 // that have not been hashed.
 func TestResumeInOrderThenByPieces(t *testing.T) {
 	b := content(1, 2<<20)
@@ -62,7 +62,7 @@ func TestResumeInOrderThenByPieces(t *testing.T) {
 	}
 	s = restart(t, s)
 	p = partial(t, s, m.Digest(), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
@@ -80,7 +80,7 @@ func TestResumeByPieces(t *testing.T) {
 	m := metainfoOf(t, b)
 	s := openStore(t, StoreConfig{})
 	p := partial(t, s, m.Digest(), len(b))
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	for _, i := range []int{0, 1, 5, 6, 12} {

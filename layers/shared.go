@@ -8,16 +8,18 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Shared are the whole blobs of a store that this host offers to the swarm.
+// Shared are the blobs of a store that this host offers to the swarm: whole ones, and
+// those that a seeder is still fetching.
 type Shared struct {
 	store    *Store
 	swarm    Swarm
 	trackers []string
 	log      *slog.Logger
 
-	mu       sync.Mutex // guards the two below
-	byHash   map[InfoHash]digest.Digest
-	byDigest map[digest.Digest]*Metainfo
+	mu       sync.Mutex // guards all below
+	torrents map[digest.Digest]*Torrent
+	names    map[InfoHash]digest.Digest // of their swarms, as far as they are known
+	growing  map[digest.Digest]*Torrent // those whose infohash is not in names yet
 }
 
 // maxAtStart bounds the blobs that are shared again after a start before
@@ -27,14 +29,14 @@ const maxAtStart = 256
 // NewShared shares nothing yet. What it shares is announced to trackers.
 func NewShared(store *Store, swarm Swarm, trackers []string, log *slog.Logger) *Shared {
 	return &Shared{store: store, swarm: swarm, trackers: trackers, log: log,
-		byHash: make(map[InfoHash]digest.Digest), byDigest: make(map[digest.Digest]*Metainfo)}
+		torrents: make(map[digest.Digest]*Torrent), names: make(map[InfoHash]digest.Digest), growing: make(map[digest.Digest]*Torrent)}
 }
 
 // Share offers a whole blob, if that has not been done, and returns its
 // metainfo. The error is ErrNotFound, or the disk's or the swarm's.
 func (s *Shared) Share(ctx context.Context, d digest.Digest) (*Metainfo, error) {
-	if m := s.metainfo(d); m != nil {
-		return m, nil
+	if t := s.torrent(d); t != nil && t.Metainfo() != nil {
+		return t.Metainfo(), nil
 	}
 	m, err := s.store.Metainfo(d)
 	if err != nil || m.Pieces() == 0 {
@@ -47,16 +49,29 @@ func (s *Shared) Share(ctx context.Context, d digest.Digest) (*Metainfo, error) 
 	if err := s.swarm.Share(ctx, m, blob, s.trackers); err != nil {
 		return nil, err
 	}
-	s.Joined(m)
+	s.Joined(m.Torrent())
 	return m, nil
+}
+
+// Arriving offers a blob while p is still getting it in order; t is that of p.Hashes.
+func (s *Shared) Arriving(ctx context.Context, t *Torrent, p *Partial) error {
+	if err := s.swarm.ShareArriving(ctx, t, p, s.trackers); err != nil {
+		return err
+	}
+	s.Joined(t)
+	return nil
 }
 
 // Joined notes a swarm that was joined to fetch the blob, and that goes on
 // sharing it.
-func (s *Shared) Joined(m *Metainfo) {
+func (s *Shared) Joined(t *Torrent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.byHash[m.InfoHash()], s.byDigest[m.Digest()] = m.Digest(), m
+	s.forget(t.Digest())
+	s.torrents[t.Digest()], s.growing[t.Digest()] = t, t
+	if draft, ok := t.Draft(); ok {
+		s.names[draft] = t.Digest()
+	}
 }
 
 // All offers the blobs of the store that were used last, after a start.
@@ -76,30 +91,48 @@ func (s *Shared) All(ctx context.Context) error {
 	return nil
 }
 
-// Has tells whether this host shares the blob of that swarm.
+// Has tells whether this host shares the blob of that swarm, by either of its names.
 func (s *Shared) Has(ih InfoHash) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.byHash[ih]
+	for d, t := range s.growing { // few: those being fetched
+		if m := t.Metainfo(); m != nil {
+			s.names[m.InfoHash()] = d
+			delete(s.growing, d)
+		} else if t.Err() != nil {
+			s.forget(d)
+		}
+	}
+	_, ok := s.names[ih]
 	return ok
 }
 
 // Drop leaves the swarm of a blob that has been evicted.
 func (s *Shared) Drop(d digest.Digest) {
 	s.mu.Lock()
-	m := s.byDigest[d]
-	delete(s.byDigest, d)
-	if m != nil {
-		delete(s.byHash, m.InfoHash())
-	}
+	s.forget(d)
 	s.mu.Unlock()
-	if m != nil {
-		s.swarm.Drop(m.InfoHash())
+	s.swarm.Drop(d)
+}
+
+// forget takes a blob out of the maps. s.mu is held.
+func (s *Shared) forget(d digest.Digest) {
+	t := s.torrents[d]
+	if t == nil {
+		return
+	}
+	delete(s.torrents, d)
+	delete(s.growing, d)
+	draft, _ := t.Draft()
+	for _, ih := range []InfoHash{draft, t.infoHash()} {
+		if s.names[ih] == d {
+			delete(s.names, ih)
+		}
 	}
 }
 
-func (s *Shared) metainfo(d digest.Digest) *Metainfo {
+func (s *Shared) torrent(d digest.Digest) *Torrent {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.byDigest[d]
+	return s.torrents[d]
 }

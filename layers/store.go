@@ -30,7 +30,7 @@ var (
 	// ErrSize: the blob is arriving under the same digest with another size, or
 	// from another origin.
 	ErrSize = errors.New("blob is arriving as another")
-	// ErrPieces: Append was called after SetMetainfo; WritePiece from now on.
+	// ErrPieces: Append was called after SetTorrent; WritePiece from now on.
 	ErrPieces = errors.New("blob arrives by pieces")
 	// ErrClosed: the store has been closed.
 	ErrClosed = errors.New("store is closed")

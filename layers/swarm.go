@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Swarm moves blobs between hosts. layers/swarm implements it. All methods are safe
@@ -13,19 +15,25 @@ type Swarm interface {
 	// which may be none. It takes b over whatever it returns: unpins it (see
 	// Blob.Unpin), and closes it at Drop. Sharing what is shared already is no error.
 	Share(ctx context.Context, m *Metainfo, b *Blob, trackers []string) error
-	// Fetch joins the swarm for what p lacks, with SetMetainfo(m) if that has not
+	// ShareArriving seeds a blob that p is still getting in order: pieces of t are
+	// offered as their hashes become known, under t's draft name and, once it is
+	// complete, under its infohash. It goes on when the blob is whole, until Drop,
+	// and ends by itself when p fails. It returns at once.
+	ShareArriving(ctx context.Context, t *Torrent, p *Partial, trackers []string) error
+	// Fetch joins the swarm for what p lacks, with SetTorrent(t) if that has not
 	// been done. It returns nil when p has every piece and then goes on sharing
 	// them until Drop; it returns ctx's error when ctx ends and leaves the swarm
-	// then, and p's when p fails. It does not judge how fast it goes: the caller
-	// watches p's Progress and ends ctx.
-	Fetch(ctx context.Context, m *Metainfo, p *Partial, trackers []string) error
-	// Peers lists who else is known in a swarm; none for one that is not joined.
-	Peers(ih InfoHash) []Peer
+	// then, t's when t fails, and p's when p fails. It does not judge how fast it
+	// goes: the caller watches p's Progress and ends ctx.
+	Fetch(ctx context.Context, t *Torrent, p *Partial, trackers []string) error
+	// Peers lists who else is known in the swarm of a blob; none if it is not joined.
+	Peers(d digest.Digest) []Peer
 	// Received returns how many bytes of the blob came in so far, from mirrors
 	// and from seeders; 0 for a swarm that is not joined.
-	Received(ih InfoHash) (fromPeers, fromSeeders int64)
-	// Drop leaves a swarm and closes what Share was given; no error if not joined.
-	Drop(ih InfoHash)
+	Received(d digest.Digest) (fromPeers, fromSeeders int64)
+	// Drop leaves a blob's swarm and closes what Share was given; no error if not
+	// joined.
+	Drop(d digest.Digest)
 	// Stats returns totals since the swarm was opened.
 	Stats() Stats
 	// Addr is where it listens for peers.

@@ -125,7 +125,7 @@ func (d *download) take(seeder Seeder, metainfo *layers.Metainfo, arrival layers
 func (d *download) setMetainfo(m *layers.Metainfo) {
 	d.metainfo = m
 	// What an earlier download of the blob has had of the swarm is not ours.
-	d.counted.peers, d.counted.seeders = d.mirror.cfg.Swarm.Received(m.InfoHash())
+	d.counted.peers, d.counted.seeders = d.mirror.cfg.Swarm.Received(m.Digest())
 	close(d.hasMeta)
 }
 

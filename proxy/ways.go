@@ -48,14 +48,14 @@ func (d *download) bySwarm(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { d.watch(ctx, cancel) })
-	err := d.mirror.cfg.Swarm.Fetch(ctx, d.metainfo, d.partial, d.mirror.seeders.trackers())
+	err := d.mirror.cfg.Swarm.Fetch(ctx, d.metainfo.Torrent(), d.partial, d.mirror.seeders.trackers())
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	cancel(nil)
 	watching.Wait()
 	if err == nil {
-		d.mirror.shared.Joined(d.metainfo)
+		d.mirror.shared.Joined(d.metainfo.Torrent())
 	}
 	return err
 }
@@ -105,7 +105,7 @@ type moved struct{ peers, seeders int64 }
 
 // count notes what the swarm has brought since the last time.
 func (d *download) count() {
-	peers, seeders := d.mirror.cfg.Swarm.Received(d.metainfo.InfoHash())
+	peers, seeders := d.mirror.cfg.Swarm.Received(d.metainfo.Digest())
 	d.mu.Lock()
 	before := d.counted
 	d.counted = moved{max(peers, before.peers), max(seeders, before.seeders)}

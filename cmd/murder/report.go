@@ -50,9 +50,7 @@ func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobSta
 			Digest: r.Digest.String(), Registry: r.Registry, Repository: r.Repository, Size: r.Size, Received: r.Received,
 			State: r.State, Way: r.Way, From: sourcesOf(r.From), Why: r.Why, Started: r.Started, TookMS: r.TookMS,
 		}
-		if m, err := d.metainfo(r); err == nil {
-			b.Peers = len(d.swarm.Peers(m.InfoHash()))
-		}
+		b.Peers = len(d.swarm.Peers(r.Digest))
 		blobs = append(blobs, b)
 	}
 	for _, info := range d.store.Blobs() {
@@ -63,14 +61,6 @@ func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobSta
 		}
 	}
 	return blobs
-}
-
-// metainfo is that of a blob with a swarm.
-func (d *daemon) metainfo(r layers.Record) (*layers.Metainfo, error) {
-	if r.State != "whole" || r.Size < layers.SmallBlob {
-		return nil, layers.ErrNotFound
-	}
-	return d.store.Metainfo(r.Digest)
 }
 
 func sourcesOf(bytes map[layers.Source]int64) sources {

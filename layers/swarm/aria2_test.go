@@ -57,7 +57,7 @@ func TestAria2DownloadsAndServesOn(t *testing.T) {
 
 	leecher := newHost(t, Config{})
 	mustEqual(t, "leecher", leecher.fetch(t, m, tr.url), blob)
-	if peers, seeders := leecher.Received(m.InfoHash()); peers < m.Size() || seeders != 0 {
+	if peers, seeders := leecher.Received(m.Digest()); peers < m.Size() || seeders != 0 {
 		t.Errorf("received %d from aria2 and %d from a seeder that is gone", peers, seeders)
 	}
 }

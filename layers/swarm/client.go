@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
@@ -81,6 +82,8 @@ type Client struct {
 	// tallies outlive the swarms they were counted in, until Drop: who asks where
 	// a blob's bytes came from asks when the fetch is over.
 	tallies map[layers.InfoHash]*tally
+	hashes  map[digest.Digest]layers.InfoHash // of what was joined, until Drop
+	coming  map[digest.Digest]*layers.Torrent // what ShareArriving waits for
 }
 
 var _ layers.Swarm = (*Client)(nil)
@@ -108,6 +111,8 @@ func Open(cfg Config) (*Client, error) {
 		cfg: cfg, log: cfg.Log, listener: l, names: names, stop: stop, stopped: ctx.Done(),
 		joined:  make(map[layers.InfoHash]*joined),
 		tallies: make(map[layers.InfoHash]*tally),
+		hashes:  make(map[digest.Digest]layers.InfoHash),
+		coming:  make(map[digest.Digest]*layers.Torrent),
 	}
 	c.peers = newRoster(cfg.Zone, &c.total, c.tally)
 	c.library, err = torrent.NewClient(c.settings())
@@ -156,6 +161,13 @@ func (c *Client) all() []*joined {
 	return list
 }
 
+// hash returns the infohash of a blob that was joined.
+func (c *Client) hash(d digest.Digest) layers.InfoHash {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hashes[d]
+}
+
 func (c *Client) lookup(ih layers.InfoHash) *joined {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,9 +189,9 @@ func (c *Client) tally(ih layers.InfoHash) *tally {
 
 // Received returns how many bytes of the blob mirrors and seeders have sent us,
 // since it was first joined or last dropped. Chunks that arrived damaged count too.
-func (c *Client) Received(ih layers.InfoHash) (fromPeers, fromSeeders int64) {
+func (c *Client) Received(d digest.Digest) (fromPeers, fromSeeders int64) {
 	c.mu.Lock()
-	t := c.tallies[ih]
+	t := c.tallies[c.hashes[d]]
 	c.mu.Unlock()
 	if t == nil {
 		return 0, 0
@@ -203,12 +215,12 @@ func (c *Client) Stats() layers.Stats {
 }
 
 // Peers lists those we are connected with for a swarm.
-func (c *Client) Peers(ih layers.InfoHash) []layers.Peer {
-	j := c.lookup(ih)
+func (c *Client) Peers(d digest.Digest) []layers.Peer {
+	j := c.lookup(c.hash(d))
 	if j == nil {
 		return nil
 	}
-	return c.peers.list(ih, j.meta.Pieces())
+	return c.peers.list(j.hash, j.meta.Pieces())
 }
 
 const (

@@ -13,9 +13,13 @@ import (
 )
 
 // Fetch joins the swarm for what p lacks. It implements layers.Swarm.
-func (c *Client) Fetch(ctx context.Context, m *layers.Metainfo, p *layers.Partial, trackers []string) error {
-	if err := p.SetMetainfo(m); err != nil {
-		return fmt.Errorf("fetch %s: %w", m.Digest(), err)
+func (c *Client) Fetch(ctx context.Context, t *layers.Torrent, p *layers.Partial, trackers []string) error {
+	if err := p.SetTorrent(t); err != nil {
+		return fmt.Errorf("fetch %s: %w", t.Digest(), err)
+	}
+	m, err := c.metainfo(ctx, t, p)
+	if err != nil {
+		return err
 	}
 	select {
 	case <-p.Checked(): // what is on disk must be known before the swarm is asked
@@ -39,6 +43,25 @@ func (c *Client) Fetch(ctx context.Context, m *layers.Metainfo, p *layers.Partia
 	}
 	c.exit(j, err)
 	return err
+}
+
+// metainfo waits until it is complete.
+func (c *Client) metainfo(ctx context.Context, t *layers.Torrent, p *layers.Partial) (*layers.Metainfo, error) {
+	for {
+		changed := t.Changed()
+		if m, err := t.Metainfo(), t.Err(); m != nil || err != nil {
+			return m, err
+		}
+		select {
+		case <-changed:
+		case <-p.Done():
+			return nil, p.Err()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-c.stopped:
+			return nil, ErrClosed
+		}
+	}
 }
 
 // enter joins the swarm for p, or goes in with who fetches the same p already. One

@@ -155,7 +155,7 @@ func (h *host) fetch(t testing.TB, m *layers.Metainfo, trackers ...string) []byt
 	p := h.partial(t, m)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := h.Fetch(ctx, m, p, trackers); err != nil {
+	if err := h.Fetch(ctx, m.Torrent(), p, trackers); err != nil {
 		t.Errorf("Fetch = %v", err)
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/types/infohash"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
 )
@@ -92,6 +93,30 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	return nil
 }
 
+// ShareArriving offers a blob once it is whole. It implements layers.Swarm.
+func (c *Client) ShareArriving(_ context.Context, t *layers.Torrent, p *layers.Partial, trackers []string) error {
+	c.mu.Lock()
+	c.coming[t.Digest()] = t
+	c.mu.Unlock()
+	c.running.Go(func() {
+		select {
+		case <-p.Done():
+		case <-c.stopped:
+			return
+		}
+		c.mu.Lock()
+		awaited := c.coming[t.Digest()] == t
+		delete(c.coming, t.Digest())
+		c.mu.Unlock()
+		if m := t.Metainfo(); awaited && m != nil && p.Err() == nil && m.Pieces() > 0 {
+			if j, isNew, err := c.join(m, p); err == nil && isNew {
+				c.publish(j, trackers)
+			}
+		}
+	})
+	return nil
+}
+
 // join enters the swarm of m, unless c is in it already. Of two that come with
 // different contents the one who is there stays, but for one that failed.
 func (c *Client) join(m *layers.Metainfo, content content) (j *joined, isNew bool, err error) {
@@ -115,7 +140,7 @@ func (c *Client) join(m *layers.Metainfo, content content) (j *joined, isNew boo
 	if b, ok := content.(whole); ok {
 		j.release = func() { _ = b.Close() } // it was read only
 	}
-	c.joined[j.hash] = j
+	c.joined[j.hash], c.hashes[m.Digest()] = j, j.hash
 	return j, true, nil
 }
 
@@ -145,13 +170,16 @@ func (c *Client) leave(j *joined) {
 
 // Drop leaves a swarm, if c is in it, and forgets what was counted there. It
 // implements layers.Swarm.
-func (c *Client) Drop(ih layers.InfoHash) {
+func (c *Client) Drop(d digest.Digest) {
+	ih := c.hash(d)
 	if j := c.lookup(ih); j != nil {
 		c.leave(j)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.tallies, ih)
+	delete(c.hashes, d)
+	delete(c.coming, d)
 }
 
 // wake makes the library take up a swarm that a peer has named in its handshake,

@@ -33,7 +33,7 @@ func TestSeederFillsThreeLeechers(t *testing.T) {
 
 	var got layers.Stats
 	for i, h := range hosts {
-		peers, seeders := h.Received(m.InfoHash())
+		peers, seeders := h.Received(m.Digest())
 		st := h.Stats()
 		if peers+seeders < m.Size() {
 			t.Errorf("host %d counted %d bytes of %d", i, peers+seeders, m.Size())
@@ -70,7 +70,7 @@ func TestSharesOnAfterFetch(t *testing.T) {
 
 	second := newHost(t, Config{})
 	mustEqual(t, "second", second.fetch(t, m, tr.url), blob)
-	if peers, seeders := second.Received(m.InfoHash()); peers < m.Size() || seeders != 0 {
+	if peers, seeders := second.Received(m.Digest()); peers < m.Size() || seeders != 0 {
 		t.Errorf("second received %d from peers and %d from seeders", peers, seeders)
 	}
 }
@@ -110,7 +110,7 @@ func TestResumesWithWhatIsThere(t *testing.T) {
 	m := seeder.share(t, blob, tr.url)
 	leecher := newHost(t, Config{})
 	p := leecher.partial(t, m)
-	if err := p.SetMetainfo(m); err != nil {
+	if err := p.SetTorrent(m.Torrent()); err != nil {
 		t.Fatal(err)
 	}
 	var here int64
@@ -122,7 +122,7 @@ func TestResumesWithWhatIsThere(t *testing.T) {
 		here += m.PieceSize(i)
 	}
 	mustEqual(t, "leecher", leecher.fetch(t, m, tr.url), blob)
-	peers, seeders := leecher.Received(m.InfoHash())
+	peers, seeders := leecher.Received(m.Digest())
 	if want := m.Size() - here; peers+seeders != want {
 		t.Errorf("received %d bytes, want the %d that were missing", peers+seeders, want)
 	}
@@ -134,7 +134,7 @@ func TestPiecesFromElsewhereEndTheFetch(t *testing.T) {
 	leecher := newHost(t, Config{})
 	p := leecher.partial(t, m)
 	fetched := make(chan error, 1)
-	go func() { fetched <- leecher.Fetch(t.Context(), m, p, nil) }()
+	go func() { fetched <- leecher.Fetch(t.Context(), m.Torrent(), p, nil) }()
 	eventually(t, "swarm joined", func() bool { return leecher.Stats().Active == 1 })
 	for i := range m.Pieces() {
 		from := int64(i) * m.PieceLength()
@@ -202,7 +202,7 @@ func TestCorruptPeerIsBannedAndHonestOneServes(t *testing.T) {
 	r := p.NewReader(t.Context(), 0, m.Size())
 	defer r.Close()
 	fetched := make(chan error, 1)
-	go func() { fetched <- leecher.Fetch(t.Context(), m, p, []string{tr.url}) }()
+	go func() { fetched <- leecher.Fetch(t.Context(), m.Torrent(), p, []string{tr.url}) }()
 	eventually(t, "bad peer banned", func() bool { return len(leecher.library.BadPeerIPs()) > 0 })
 	if have, _ := p.Pieces(); have != 0 {
 		t.Fatalf("%d pieces from a peer that has not one right byte", have)
@@ -219,7 +219,7 @@ func TestCorruptPeerIsBannedAndHonestOneServes(t *testing.T) {
 		t.Errorf("read: %v", err)
 	}
 	mustEqual(t, "reader", got, blob)
-	if _, seeders := leecher.Received(m.InfoHash()); seeders < m.Size() {
+	if _, seeders := leecher.Received(m.Digest()); seeders < m.Size() {
 		t.Errorf("the honest seeder sent %d bytes of %d", seeders, m.Size())
 	}
 }
@@ -239,9 +239,9 @@ func TestCancelledFetchLeaves(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	other, stop := context.WithCancel(t.Context())
 	fetched := make(chan error, 2)
-	go func() { fetched <- leecher.Fetch(ctx, m, p, []string{tr.url}) }()
+	go func() { fetched <- leecher.Fetch(ctx, m.Torrent(), p, []string{tr.url}) }()
 	eventually(t, "announced", func() bool { return tr.listed(m.InfoHash()) == 1 })
-	go func() { fetched <- leecher.Fetch(other, m, p, []string{tr.url}) }()
+	go func() { fetched <- leecher.Fetch(other, m.Torrent(), p, []string{tr.url}) }()
 	j := leecher.lookup(m.InfoHash())
 	eventually(t, "both there", func() bool {
 		leecher.mu.Lock()
@@ -272,7 +272,7 @@ func TestFailedPartialEndsFetch(t *testing.T) {
 	leecher := newHost(t, Config{})
 	p := leecher.partial(t, m)
 	fetched := make(chan error, 1)
-	go func() { fetched <- leecher.Fetch(t.Context(), m, p, nil) }()
+	go func() { fetched <- leecher.Fetch(t.Context(), m.Torrent(), p, nil) }()
 	eventually(t, "swarm joined", func() bool { return leecher.Stats().Active == 1 })
 	broken := errors.New("disk on fire")
 	p.Fail(broken)
@@ -295,7 +295,7 @@ func TestReaderIsServedFirst(t *testing.T) {
 	r := p.NewReader(t.Context(), off, 1000)
 	defer r.Close()
 	fetched := make(chan error, 1)
-	go func() { fetched <- leecher.Fetch(t.Context(), m, p, []string{tr.url}) }()
+	go func() { fetched <- leecher.Fetch(t.Context(), m.Torrent(), p, []string{tr.url}) }()
 	got, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
@@ -318,10 +318,10 @@ func TestPeersTellWhoIsThere(t *testing.T) {
 	p := leecher.partial(t, m)
 	ctx, cancel := context.WithCancel(t.Context())
 	fetched := make(chan error, 1)
-	go func() { fetched <- leecher.Fetch(ctx, m, p, []string{tr.url}) }()
+	go func() { fetched <- leecher.Fetch(ctx, m.Torrent(), p, []string{tr.url}) }()
 	var peers []layers.Peer
 	eventually(t, "bytes from the seeder", func() bool {
-		peers = leecher.Peers(m.InfoHash())
+		peers = leecher.Peers(m.Digest())
 		return len(peers) == 1 && peers[0].Received > 0
 	})
 	want := layers.Peer{
@@ -332,7 +332,7 @@ func TestPeersTellWhoIsThere(t *testing.T) {
 		t.Errorf("Peers = %+v, want %+v", peers[0], want)
 	}
 	eventually(t, "leecher seen by the seeder", func() bool {
-		peers = seeder.Peers(m.InfoHash())
+		peers = seeder.Peers(m.Digest())
 		return len(peers) == 1 && peers[0].Sent > 0
 	})
 	if got := peers[0]; got.Seeder || got.Complete || got.Addr.String() != leecher.Addr().String() {
@@ -366,9 +366,9 @@ func TestDropAndCloseLeaveNothing(t *testing.T) {
 	mustEqual(t, "leecher", leecher.fetch(t, m, tr.url), blob)
 	closeInTime(t, leecher.Client)
 
-	seeder.Drop(m.InfoHash())
-	seeder.Drop(m.InfoHash())
-	if peers, seeders := seeder.Received(m.InfoHash()); peers != 0 || seeders != 0 {
+	seeder.Drop(m.Digest())
+	seeder.Drop(m.Digest())
+	if peers, seeders := seeder.Received(m.Digest()); peers != 0 || seeders != 0 {
 		t.Error("counts outlive Drop")
 	}
 	eventually(t, "goodbye said", func() bool { return tr.listed(m.InfoHash()) == 0 })
@@ -378,7 +378,7 @@ func TestDropAndCloseLeaveNothing(t *testing.T) {
 	p := seeder.partial(t, om)
 	fetched := make(chan error, 1)
 	go func() {
-		fetched <- seeder.Fetch(context.Background(), om, p, []string{tr.url, "http://127.0.0.1:1/announce"})
+		fetched <- seeder.Fetch(context.Background(), om.Torrent(), p, []string{tr.url, "http://127.0.0.1:1/announce"})
 	}()
 	eventually(t, "announced", func() bool { return tr.listed(om.InfoHash()) == 1 })
 	closeInTime(t, seeder.Client)
