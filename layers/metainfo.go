@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"math/bits"
+	"slices"
 	"strings"
 
 	// digest.Algorithm finds its hash among what is linked in.
@@ -71,23 +72,28 @@ func pieceSpan(size int64, i int) (from, to int64) {
 	return int64(i) * pl, min(size, int64(i+1)*pl)
 }
 
-// newMetainfo writes the torrent file. d is valid, and hashes holds one SHA-1 per
-// piece. Bencode sorts the keys of a dictionary (BEP 3), and these are in order.
-func newMetainfo(d digest.Digest, size int64, hashes []byte) *Metainfo {
-	var b bytes.Buffer
-	b.WriteString("d4:info")
-	start := b.Len()
+// A torrent file is a head, the piece hashes and a tail. Bencode sorts the keys of a
+// dictionary (BEP 3), and these are in order.
+const (
+	torrentStart = "d4:info" // info begins behind it
+	torrentTail  = "7:privatei1eee"
+)
+
+// torrentHead returns what stands before the hashes. d is valid.
+func torrentHead(d digest.Digest, size int64) []byte {
 	name := fileName(d)
-	fmt.Fprintf(&b, "d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:",
-		size, len(name), name, PieceLength(size), len(hashes))
-	at := b.Len()
-	b.Write(hashes)
-	b.WriteString("7:privatei1ee")
-	end := b.Len()
-	b.WriteString("e")
-	m := &Metainfo{digest: d, size: size, raw: b.Bytes()}
-	m.info = m.raw[start:end:end]
-	m.hashes = m.raw[at : at+len(hashes) : at+len(hashes)]
+	return fmt.Appendf(nil, torrentStart+"d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:",
+		size, len(name), name, PieceLength(size), int64(pieceCount(size))*sha1.Size)
+}
+
+// newMetainfo writes the torrent file. d is valid, and hashes holds one SHA-1 per
+// piece.
+func newMetainfo(d digest.Digest, size int64, hashes []byte) *Metainfo {
+	head := torrentHead(d, size)
+	m := &Metainfo{digest: d, size: size, raw: slices.Concat(head, hashes, []byte(torrentTail))}
+	at, end := len(head)+len(hashes), len(m.raw)-1
+	m.hashes = m.raw[len(head):at:at]
+	m.info = m.raw[len(torrentStart):end:end]
 	m.infoHash = sha1.Sum(m.info)
 	return m
 }
