@@ -7,108 +7,114 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/anacrolix/torrent/bencode"
+	"github.com/murderp2p/murder/seeder/tracker/handout"
 )
 
-// announceAnswer is what an announce is told.
-type announceAnswer struct {
+// answer is what an announce is told.
+type answer struct {
+	tracker              string // who answers; another after a restart
 	interval             time.Duration
 	complete, incomplete int
-	peers                []endpoint
+	peers                []handout.Peer // the seeder beside the tracker has no ID
 }
 
-// The forms on the wire. BEP 3 gives peers as dictionaries, BEP 23 as a string
-// of six bytes each, BEP 7 adds a string of eighteen each for IPv6.
-type (
-	announceWire struct {
-		Complete    int    `bencode:"complete"`
-		Incomplete  int    `bencode:"incomplete"`
-		Interval    int    `bencode:"interval"`     // seconds
-		MinInterval int    `bencode:"min interval"` // seconds
-		Peers       any    `bencode:"peers"`        // []byte or []peerWire
-		Peers6      []byte `bencode:"peers6,omitempty"`
-	}
-	peerWire struct {
-		ID   []byte `bencode:"peer id,omitempty"`
-		IP   string `bencode:"ip"`
-		Port uint16 `bencode:"port"`
-	}
-	failureWire struct {
-		Reason string `bencode:"failure reason"`
-	}
-	scrapeAnswer struct {
-		Files map[string]scraped `bencode:"files"`
-	}
-	scraped struct {
-		Complete   int `bencode:"complete"`
-		Downloaded int `bencode:"downloaded"`
-		Incomplete int `bencode:"incomplete"`
-	}
-)
-
-// encode puts the answer into the form that a asked for. Compact is also the
-// form for those who do not say (BEP 23 suggests so).
-func (an announceAnswer) encode(a *announce) announceWire {
-	wire := announceWire{
-		Complete:    an.complete,
-		Incomplete:  an.incomplete,
-		Interval:    seconds(an.interval),
-		MinInterval: seconds(an.interval / 6), // for a client that has run out of peers
-	}
+// encode appends the answer in the form that a asked for: BEP 3 gives peers as
+// dictionaries, BEP 23 as a string of six bytes each, to which BEP 7 adds one
+// of eighteen each for IPv6. Compact is also the form for those who do not say,
+// as BEP 23 suggests. It is written by hand, keys in the order that bencode
+// wants, since that takes a twentieth of the time that reflection takes.
+func (an *answer) encode(b []byte, a *announce) []byte {
+	b = append(b, "d8:completei"...)
+	b = strconv.AppendInt(b, int64(an.complete), 10)
+	b = append(b, "e10:incompletei"...)
+	b = strconv.AppendInt(b, int64(an.incomplete), 10)
+	b = append(b, "e8:intervali"...)
+	b = strconv.AppendInt(b, seconds(an.interval), 10)
+	b = append(b, "e12:min intervali"...)
+	b = strconv.AppendInt(b, seconds(an.interval/6), 10) // for a client that has run out of peers
+	b = append(b, "e5:peers"...)
 	if a.compact {
-		wire.Peers, wire.Peers6 = compact(an.peers)
+		b = appendCompact(b, an.peers)
 	} else {
-		wire.Peers = dictionaries(an.peers, a.noPeerID)
+		b = appendDictionaries(b, an.peers, a.noPeerID)
 	}
-	return wire
+	b = append(b, "10:tracker id"...)
+	b = appendString(b, an.tracker)
+	return append(b, 'e')
 }
 
 // seconds rounds up: the wire knows no fractions, and 0 would mean "at once".
-func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-func compact(peers []endpoint) (v4, v6 []byte) {
-	v4 = []byte{} // always there, even when empty
-	for _, p := range peers {
-		if p.addr.Addr().Is4() {
-			v4 = appendCompact(v4, p.addr)
-		} else {
-			v6 = appendCompact(v6, p.addr)
-		}
-	}
-	return v4, v6
+func appendString(b []byte, s string) []byte {
+	b = strconv.AppendInt(b, int64(len(s)), 10)
+	b = append(b, ':')
+	return append(b, s...)
 }
 
-func appendCompact(b []byte, addr netip.AddrPort) []byte {
-	b = append(b, addr.Addr().AsSlice()...)
+// appendCompact appends the value of "peers", which is there even when empty,
+// and "peers6" if there are such.
+func appendCompact(b []byte, peers []handout.Peer) []byte {
+	n4 := 0
+	for i := range peers {
+		if peers[i].Addr.Addr().Is4() {
+			n4++
+		}
+	}
+	b = strconv.AppendInt(b, int64(n4*6), 10)
+	b = append(b, ':')
+	for i := range peers {
+		if ip := peers[i].Addr.Addr(); ip.Is4() {
+			bytes := ip.As4()
+			b = appendPort(append(b, bytes[:]...), peers[i].Addr)
+		}
+	}
+	if n4 == len(peers) {
+		return b
+	}
+	b = append(b, "6:peers6"...)
+	b = strconv.AppendInt(b, int64((len(peers)-n4)*18), 10)
+	b = append(b, ':')
+	for i := range peers {
+		if ip := peers[i].Addr.Addr(); !ip.Is4() {
+			bytes := ip.As16()
+			b = appendPort(append(b, bytes[:]...), peers[i].Addr)
+		}
+	}
+	return b
+}
+
+func appendPort(b []byte, addr netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(b, addr.Port())
 }
 
-func dictionaries(peers []endpoint, noPeerID bool) []peerWire {
-	list := make([]peerWire, len(peers))
-	for i, p := range peers {
-		list[i] = peerWire{IP: p.addr.Addr().String(), Port: p.addr.Port()}
-		if !noPeerID && !p.noID {
-			list[i].ID = p.id[:]
+func appendDictionaries(b []byte, peers []handout.Peer, noPeerID bool) []byte {
+	b = append(b, 'l')
+	for _, p := range peers {
+		b = append(b, "d2:ip"...)
+		b = appendString(b, p.Addr.Addr().String())
+		if !noPeerID && p.ID != ([20]byte{}) {
+			b = append(b, "7:peer id20:"...)
+			b = append(b, p.ID[:]...)
 		}
+		b = append(b, "4:porti"...)
+		b = strconv.AppendUint(b, uint64(p.Addr.Port()), 10)
+		b = append(b, "ee"...)
 	}
-	return list
+	return append(b, 'e')
 }
 
 // refuse tells the client what is wrong with its request.
 func (t *Tracker) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	t.cfg.Log.DebugContext(r.Context(), "refused", "peer", r.RemoteAddr, "err", err)
-	t.write(w, r, failureWire{Reason: err.Error()})
+	write(w, append(appendString([]byte("d14:failure reason"), err.Error()), 'e'))
 }
 
-// write sends v bencoded.
-func (t *Tracker) write(w http.ResponseWriter, r *http.Request, v any) {
-	b, err := bencode.Marshal(v)
-	if err != nil { // our own types: cannot happen but by a mistake in this file
-		t.cfg.Log.ErrorContext(r.Context(), "encode answer", "err", err)
-		http.Error(w, "internal error", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // what trackers have always said
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+// plainText is what trackers have always said they send.
+var plainText = []string{"text/plain; charset=utf-8"}
+
+// write sends an answer.
+func write(w http.ResponseWriter, b []byte) {
+	w.Header()["Content-Type"] = plainText
 	_, _ = w.Write(b) // a client that has gone announces again
 }

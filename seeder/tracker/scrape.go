@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+
+	"github.com/anacrolix/torrent/bencode"
 )
 
 const (
@@ -13,6 +15,18 @@ const (
 	maxScrape = 74
 	// maxScrapeQuery holds that many infohashes, each byte escaped.
 	maxScrapeQuery = maxScrape * (len("&info_hash=") + 3*20)
+)
+
+// scrapeAnswer is the form of BEP 48.
+type (
+	scrapeAnswer struct {
+		Files map[string]scraped `bencode:"files"`
+	}
+	scraped struct {
+		Complete   int `bencode:"complete"`
+		Downloaded int `bencode:"downloaded"`
+		Incomplete int `bencode:"incomplete"`
+	}
 )
 
 var errScrape = errors.New("bad scrape")
@@ -53,7 +67,13 @@ func (t *Tracker) ServeScrape(w http.ResponseWriter, r *http.Request) {
 	for _, ih := range infohashes {
 		answer.Files[string(ih[:])] = t.scrape(ih)
 	}
-	t.write(w, r, answer)
+	b, err := bencode.Marshal(answer)
+	if err != nil { // our own types: cannot happen but by a mistake in this file
+		t.cfg.Log.ErrorContext(r.Context(), "encode answer", "err", err)
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	write(w, b)
 }
 
 func (t *Tracker) scrape(ih [20]byte) scraped {
@@ -71,5 +91,5 @@ func (s *shard) scrape(ih [20]byte) scraped {
 	if sw == nil {
 		return scraped{}
 	}
-	return scraped{Complete: sw.complete, Downloaded: sw.completed, Incomplete: len(sw.peers) - sw.complete}
+	return scraped{Complete: sw.Complete(), Downloaded: sw.Completed(), Incomplete: sw.Len() - sw.Complete()}
 }

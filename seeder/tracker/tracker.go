@@ -8,21 +8,31 @@
 // imports neither layers nor a BitTorrent client. It is a list of who is
 // there, lost at a restart and whole again one announce interval later.
 //
-// Two things go beyond the BEPs. A peer may name its zone (zone=) and is then
-// mostly given peers of the same zone; and a tracker whose seeder shares a
-// torrent lists that seeder as a peer, at the address the asker reached it on,
-// so the seeder need not announce to itself or know which of its addresses a
-// host can reach.
+// Whom a peer is told of is the inner package handout's to choose.
+//
+// Three things go beyond the BEPs. A peer may name its zone (zone=) and is then
+// mostly given peers of the same zone. A peer that lacks some may wait for them
+// (wait=SECONDS): then an answer that would tell of nobody new is held until
+// somebody comes. And a tracker whose seeder shares a torrent lists that seeder
+// as a peer, at the address the asker reached it on, so the seeder need not
+// announce to itself or know which of its addresses a host can reach.
+//
+// Every answer has a "tracker id" (BEP 3) that is another after a restart, so
+// that a client of several swarms sees from one that it must announce them all.
 package tracker
 
 import (
 	"context"
+	crand "crypto/rand"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/murderp2p/murder/seeder/tracker/handout"
 )
 
 const (
@@ -45,8 +55,9 @@ type Config struct {
 	// times less often. A peer silent for two and a half of its intervals is
 	// forgotten.
 	Interval time.Duration
-	// MaxPeers bounds the peers listed in one swarm; 0 means 20,000. Those who
-	// come when it is full are answered but not listed.
+	// MaxPeers bounds the peers listed in one swarm; 0 means 20,000, and there
+	// are never more than 65,534. Those who come when it is full are answered
+	// but not listed.
 	MaxPeers int
 	// MaxSwarms bounds the swarms, since any infohash may be announced;
 	// 0 means about 100,000.
@@ -65,14 +76,19 @@ type Config struct {
 // Tracker keeps swarms. Its methods are safe for concurrent use.
 type Tracker struct {
 	cfg       Config
+	id        string        // of this process, see answer
+	start     time.Time     // what now counts from
+	ended     chan struct{} // closed when Run ends
 	announces atomic.Int64
+	held      atomic.Int64 // answers held now
 	shards    [shards]shard
 }
 
 // shard is the part of the swarms that shares one lock.
 type shard struct {
 	mu     sync.Mutex // guards swarms and all inside them; held for map work only, never I/O
-	swarms map[[20]byte]*swarm
+	swarms map[[20]byte]*handout.Swarm
+	rand   *rand.Rand // of all its swarms
 }
 
 // Stats is what a tracker holds and has done.
@@ -102,23 +118,29 @@ func New(cfg Config) *Tracker {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	t := &Tracker{cfg: cfg}
+	t := &Tracker{cfg: cfg, id: crand.Text()[:8], start: time.Now(), ended: make(chan struct{})}
 	for i := range t.shards {
-		t.shards[i].swarms = make(map[[20]byte]*swarm)
+		t.shards[i].swarms = make(map[[20]byte]*handout.Swarm)
+		t.shards[i].rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	return t
 }
 
-// Run forgets peers that have gone silent, until ctx ends; it returns nil.
+// now is the time as handout has it.
+func (t *Tracker) now() time.Duration { return time.Since(t.start) }
+
+// Run forgets peers that have gone silent, until ctx ends; it returns nil. It
+// runs once. When it ends the answers held are given.
 func (t *Tracker) Run(ctx context.Context) error {
+	defer close(t.ended)
 	tick := time.NewTicker(t.cfg.Interval / 2)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			t.expire(now)
+		case <-tick.C:
+			t.expire(t.now())
 		}
 	}
 }
@@ -135,35 +157,26 @@ func (t *Tracker) interval(a *announce) time.Duration {
 }
 
 // expire forgets the peers that should have announced before now.
-func (t *Tracker) expire(now time.Time) {
+func (t *Tracker) expire(now time.Duration) {
 	for i := range t.shards {
 		t.shards[i].expire(now)
 	}
 }
 
-func (s *shard) expire(now time.Time) {
+func (s *shard) expire(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for ih, sw := range s.swarms {
-		sw.expire(now)
+		sw.Expire(now)
 		s.dropEmpty(ih, sw)
 	}
 }
 
 // dropEmpty forgets the swarm if nobody is left in it. s.mu must be held.
-func (s *shard) dropEmpty(ih [20]byte, sw *swarm) {
-	if len(sw.peers) == 0 {
+func (s *shard) dropEmpty(ih [20]byte, sw *handout.Swarm) {
+	if sw.Len() == 0 {
 		delete(s.swarms, ih)
 	}
-}
-
-// Forget drops a swarm and its peers, as when its blob is gone for good. Peers
-// that announce again are listed again.
-func (t *Tracker) Forget(infohash [20]byte) {
-	s := t.shard(infohash)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.swarms, infohash)
 }
 
 // Stats counts swarms, peers and announces.
@@ -181,7 +194,7 @@ func (s *shard) count() (swarms, peers int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sw := range s.swarms {
-		peers += len(sw.peers)
+		peers += sw.Len()
 	}
 	return len(s.swarms), peers
 }

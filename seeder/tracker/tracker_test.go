@@ -168,8 +168,8 @@ func get(t *testing.T, rawURL string) map[string]any {
 	return m
 }
 
-// query is an announce's query with extra appended.
-func query(name string, port int, extra string) string {
+// queryOf is an announce's query with extra appended.
+func queryOf(name string, port int, extra string) string {
 	ih, pid := testHash, id(name)
 	return fmt.Sprintf("?info_hash=%s&peer_id=%s&port=%d&left=1%s",
 		url.QueryEscape(string(ih[:])), url.QueryEscape(string(pid[:])), port, extra)
@@ -177,11 +177,11 @@ func query(name string, port int, extra string) string {
 
 func TestForms(t *testing.T) {
 	_, u := start(t, Config{})
-	get(t, u+query("v4", 1001, "&ip=10.1.2.3"))
-	get(t, u+query("v6", 1002, "&ip=2001:db8::1"))
-	get(t, u+query("both", 1003, "&ipv6=2001:db8::2"))
+	get(t, u+queryOf("v4", 1001, "&ip=10.1.2.3"))
+	get(t, u+queryOf("v6", 1002, "&ip=2001:db8::1"))
+	get(t, u+queryOf("both", 1003, "&ipv6=2001:db8::2"))
 
-	m := get(t, u+query("asker", 9, "&compact=1"))
+	m := get(t, u+queryOf("asker", 9, "&compact=1"))
 	if peers := m["peers"].(string); len(peers) != 2*6 || !strings.Contains(peers, "\x0a\x01\x02\x03\x03\xe9") {
 		t.Errorf("peers = %q, want 10.1.2.3:1001 and one more", peers)
 	}
@@ -189,7 +189,7 @@ func TestForms(t *testing.T) {
 		t.Errorf("peers6 = %q, want two", peers6)
 	}
 
-	list := get(t, u+query("asker", 9, "&compact=0"))["peers"].([]any)
+	list := get(t, u+queryOf("asker", 9, "&compact=0"))["peers"].([]any)
 	if len(list) != 4 {
 		t.Fatalf("list = %v, want both versions in it", list)
 	}
@@ -198,26 +198,26 @@ func TestForms(t *testing.T) {
 			t.Errorf("peer %v has no id", p)
 		}
 	}
-	list = get(t, u+query("asker", 9, "&compact=0&no_peer_id=1"))["peers"].([]any)
+	list = get(t, u+queryOf("asker", 9, "&compact=0&no_peer_id=1"))["peers"].([]any)
 	if _, there := list[0].(map[string]any)["peer id"]; there {
 		t.Errorf("peer id though not wanted: %v", list[0])
 	}
-	if m := get(t, u+query("asker", 9, "&numwant=0")); m["peers"] != "" {
+	if m := get(t, u+queryOf("asker", 9, "&numwant=0")); m["peers"] != "" {
 		t.Errorf("numwant=0 gave %q", m["peers"])
 	}
-	if m := get(t, u+query("asker", 9, "&numwant=1&ip=10.9.9.9")); len(m["peers"].(string)) > 6 {
+	if m := get(t, u+queryOf("asker", 9, "&numwant=1&ip=10.9.9.9")); len(m["peers"].(string)) > 6 {
 		t.Errorf("numwant=1 gave %q", m["peers"])
 	}
 }
 
 func TestRefusals(t *testing.T) {
 	tr, u := start(t, Config{})
-	good := query("x", 1, "")
+	good := queryOf("x", 1, "")
 	for name, q := range map[string]string{
 		"no query":         "",
 		"short infohash":   "?info_hash=abc&peer_id=aaaaaaaaaaaaaaaaaaaa&port=1",
 		"no peer_id":       strings.Replace(good, "peer_id", "peerid", 1),
-		"port 0":           query("x", 0, ""),
+		"port 0":           queryOf("x", 0, ""),
 		"port too large":   strings.Replace(good, "port=1", "port=65536", 1),
 		"port not decimal": strings.Replace(good, "port=1", "port=0x11", 1),
 		"event":            good + "&event=exploded",
@@ -225,7 +225,8 @@ func TestRefusals(t *testing.T) {
 		"numwant":          good + "&numwant=lots",
 		"long zone":        good + "&zone=" + strings.Repeat("z", maxZone+1),
 		"long query":       good + "&x=" + strings.Repeat("x", maxQuery),
-		"bad escape":       good + "&x=%zz",
+		"bad escape":       strings.Replace(good, "info_hash=%00", "info_hash=%0g", 1),
+		"wait":             good + "&wait=long",
 	} {
 		if m := get(t, u+q); m["failure reason"] == nil {
 			t.Errorf("%s: answer %v, want a failure reason", name, m)
@@ -254,12 +255,8 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%d peers listed, want 3", got)
 	}
 	other := &announce{infohash: [20]byte{shards}, addrs: at("10.0.0.1", 1), left: 1}
-	if _, err := tr.list(other, time.Now()); err != errFull {
+	if err := tr.announced(t.Context(), &request{announce: *other}, nil); err != errFull {
 		t.Errorf("one swarm too many: %v, want %v", err, errFull)
-	}
-	tr.Forget([20]byte{})
-	if got := tr.Stats(); got != (Stats{}) {
-		t.Errorf("after Forget: %+v", got)
 	}
 }
 
@@ -267,13 +264,13 @@ func at(ip string, port uint16) []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), port)}
 }
 
-func (t *Tracker) mustList(tb testing.TB, a *announce) announceAnswer {
+func (t *Tracker) mustList(tb testing.TB, a *announce) answer {
 	tb.Helper()
-	answer, err := t.list(a, time.Now())
-	if err != nil {
+	req := &request{announce: *a}
+	if err := t.announced(tb.Context(), req, nil); err != nil {
 		tb.Fatal(err)
 	}
-	return answer
+	return req.answer
 }
 
 func TestZonesFirst(t *testing.T) {
@@ -286,8 +283,8 @@ func TestZonesFirst(t *testing.T) {
 		answer := tr.mustList(t, &announce{peerID: id("asker"), addrs: at("10.0.0.2", 1), zone: zone, left: 1, want: want})
 		seen := make(map[netip.AddrPort]bool)
 		for _, p := range answer.peers {
-			seen[p.addr] = true
-			if int(p.addr.Port()-1)%4 == strings.Index("abc", zone) {
+			seen[p.Addr] = true
+			if int(p.Addr.Port()-1)%4 == strings.Index("abc", zone) {
 				n++
 			}
 		}
@@ -312,7 +309,7 @@ func TestOwnZoneFillsUp(t *testing.T) {
 	answer := tr.mustList(t, &announce{peerID: id("asker"), addrs: at("10.0.0.2", 1), zone: "a", left: 1, want: 50})
 	seen := make(map[netip.AddrPort]bool)
 	for _, p := range answer.peers {
-		seen[p.addr] = true
+		seen[p.Addr] = true
 	}
 	if len(seen) != 50 {
 		t.Errorf("%d different peers, want 50", len(seen))
@@ -378,42 +375,41 @@ func TestAddresses(t *testing.T) {
 		{"ipv6=fd00::1", "10.0.0.1", "[10.0.0.1:7 [fd00::1]:7]"},
 		{"ipv4=10.0.0.9&ipv6=fd00::1", "fd00::2", "[[fd00::2]:7 10.0.0.9:7]"},
 	} {
-		q, err := url.ParseQuery(tc.query)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := addresses(q, netip.MustParseAddr(tc.remote), 7)
-		if err != nil || fmt.Sprint(got) != tc.want {
-			t.Errorf("addresses(%s from %s) = %v, %v, want %s", tc.query, tc.remote, got, err, tc.want)
+		var a announce
+		err := a.parseAddrs(query(tc.query), netip.MustParseAddr(tc.remote), 7)
+		if err != nil || fmt.Sprint(a.addrs) != tc.want {
+			t.Errorf("parseAddrs(%s from %s) = %v, %v, want %s", tc.query, tc.remote, a.addrs, err, tc.want)
 		}
 	}
 }
 
 func FuzzParseAnnounce(f *testing.F) {
-	f.Add(query("x", 1, "&event=started&numwant=50&compact=1&zone=a")[1:])
-	f.Add(query("x", 65535, "&ip=10.0.0.1&ipv6=fd00::1&left=-1&numwant=-1&no_peer_id=1")[1:])
+	f.Add(queryOf("x", 1, "&event=started&numwant=50&compact=1&zone=a")[1:])
+	f.Add(queryOf("x", 65535, "&ip=10.0.0.1&ipv6=fd00::1&left=-1&numwant=-1&no_peer_id=1")[1:])
 	f.Add("info_hash=%00&peer_id=%ff&port=x;&&=&left=99999999999999999999")
 	remote := netip.MustParseAddr("10.0.0.1")
 	f.Fuzz(func(t *testing.T, q string) {
-		a, err := parseAnnounce(q, remote)
-		if err != nil {
+		var req request
+		a := &req.announce
+		if err := a.parse(q, remote); err != nil {
 			return
 		}
-		if len(a.addrs) < 1 || len(a.addrs) > 2 || a.want < 0 || a.want > maxWant || len(a.zone) > maxZone {
-			t.Errorf("parseAnnounce(%q) = %+v", q, a)
+		if len(a.addrs) < 1 || len(a.addrs) > 2 || a.want < 0 || a.want > maxWant || a.wait > maxWait || len(a.zone) > maxZone {
+			t.Errorf("parse(%q) = %+v", q, a)
 		}
 		for _, addr := range a.addrs {
 			if !addr.IsValid() || addr.Addr().Is4In6() || addr.Addr().IsLoopback() {
-				t.Errorf("parseAnnounce(%q) lists %v", q, addr)
+				t.Errorf("parse(%q) lists %v", q, addr)
 			}
 		}
+		a.wait = 0
 		tr := New(Config{})
-		answer, err := tr.announced(a, nil)
-		if err != nil {
+		if err := tr.announced(t.Context(), &req, nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := bencode.Marshal(answer.encode(a)); err != nil {
-			t.Errorf("encode the answer to %q: %v", q, err)
+		var wire map[string]any
+		if err := bencode.Unmarshal(req.answer.encode(nil, a), &wire); err != nil {
+			t.Errorf("the answer to %q: %v", q, err)
 		}
 	})
 }

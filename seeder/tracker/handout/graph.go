@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // peer is one address at which a client takes part. A tracker holds millions,
@@ -208,13 +209,13 @@ func (s *Swarm) zone(name string) uint8 {
 		return uint8(i)
 	}
 	if i := slices.IndexFunc(s.zones, func(z zone) bool { return len(z.order) == 0 }); i >= 0 {
-		s.zones[i].name = name
+		s.zones[i].name = strings.Clone(name) // which may be part of a whole query
 		return uint8(i)
 	}
 	if len(s.zones) >= maxZones-1 && name != "" { // the last is kept for those without
 		return s.zone("")
 	}
-	s.zones = append(s.zones, zone{name: name})
+	s.zones = append(s.zones, zone{name: strings.Clone(name)})
 	return uint8(len(s.zones) - 1)
 }
 

@@ -132,7 +132,8 @@ func (s *Swarm) enlist(a *Ask, max int) (first int, isNew bool) {
 		s.completed++
 	}
 	for _, addr := range a.Addrs {
-		if i, there := s.find(addr); there && s.peers[i].id != a.ID {
+		i, there := s.find(addr)
+		if there && (s.peers[i].id != a.ID || s.peers[i].zone != s.zone(a.Zone)) {
 			s.remove(i) // a new process took the old one's place
 		}
 	}

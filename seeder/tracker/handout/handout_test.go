@@ -115,24 +115,27 @@ func count(b bool) int {
 func (f *fleet) reach() (peers int, mean float64, most int) {
 	pairs := 0
 	for start := 0; start < len(f.peers); start += 1 + len(f.peers)/50 {
-		steps := map[uint16]int{uint16(start): 0}
-		for queue := []uint16{uint16(start)}; len(queue) > 0; queue = queue[1:] {
-			p := &f.peers[queue[0]]
+		steps := make([]int, len(f.peers)) // 0: not reached
+		steps[start] = 1
+		queue := []uint16{uint16(start)}
+		for n := 0; n < len(queue); n++ {
+			at := queue[n]
+			p := &f.peers[at]
 			for _, j := range p.edges[:p.degree] {
-				if _, seen := steps[j]; !seen {
-					steps[j] = steps[queue[0]] + 1
-					most = max(most, steps[j])
-					mean += float64(steps[j])
+				if steps[j] == 0 {
+					steps[j] = steps[at] + 1
+					most = max(most, steps[at])
+					mean += float64(steps[at])
 					pairs++
 					queue = append(queue, j)
 				}
 			}
 		}
 		if start == 0 {
-			peers = len(steps)
+			peers = len(queue)
 		}
-		if len(steps) != peers {
-			f.Errorf("%d peers can be reached from one, %d from another", peers, len(steps))
+		if len(queue) != peers {
+			f.Errorf("%d peers can be reached from one, %d from another", peers, len(queue))
 		}
 	}
 	return peers, mean / float64(pairs), most
