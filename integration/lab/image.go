@@ -33,18 +33,11 @@ type image struct {
 	Tag    string
 	Config blob
 	Layers []blob
+	layers []*noise // what Layers are the blobs of
 }
 
 // blobs are all that a host pulls, in the order in which it asks.
 func (i image) blobs() []blob { return append([]blob{i.Config}, i.Layers...) }
-
-// size is the bytes of all layers.
-func (i image) size() (sum int64) {
-	for _, l := range i.Layers {
-		sum += l.Size
-	}
-	return sum
-}
 
 // noise is a layer of bytes that do not compress and follow from its seed and
 // size, so that they need not be kept anywhere. It implements v1.Layer. It is
@@ -88,7 +81,7 @@ func pushImage(ctx context.Context, m *machine, tag string, sizes []int64) (imag
 		if err != nil {
 			return pushed, err
 		}
-		pushed.Layers = append(pushed.Layers, layer.blob())
+		pushed.Layers, pushed.layers = append(pushed.Layers, layer.blob()), append(pushed.layers, layer)
 		if built, err = mutate.AppendLayers(built, layer); err != nil {
 			return pushed, err
 		}

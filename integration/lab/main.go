@@ -44,6 +44,8 @@ func main() {
 type options struct {
 	size, rate     int64
 	hosts, repeat  int
+	compare        bool
+	noLibrary      bool
 	noDirect, keep bool
 	murder, out    string
 	logLevel       string
@@ -68,6 +70,8 @@ func parseOptions(args []string) (o options, err error) {
 	flags.Func("rate", "of a host's link, as 25Mbit a second (default: the scenario's, mostly 50Mbit)", rateInto(&o.rate))
 	flags.IntVar(&o.hosts, "hosts", 0, "number of hosts (default: the scenario's)")
 	flags.IntVar(&o.repeat, "repeat", 1, "how often each scenario runs")
+	flags.BoolVar(&o.compare, "compare", false, "compare in each scenario where that can be done, not only with equal links")
+	flags.BoolVar(&o.noLibrary, "no-library", false, "leave out the swarm on the library's own client")
 	flags.BoolVar(&o.noDirect, "no-direct", false, "leave out the pulls straight from the registry")
 	flags.BoolVar(&o.keep, "keep", false, "keep data and logs of the runs")
 	flags.StringVar(&o.murder, "murder", "bin/murder", "murder's binary")
@@ -115,6 +119,7 @@ type lab struct {
 	options
 	dir     string // for data; removed at the end
 	storage string // the registry's folder
+	library string // the binary of the program in lab/library; built when it is wanted
 	version string
 	cores   int
 	images  map[string]image // in storage, by tag
@@ -130,7 +135,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	fmt.Printf("murder %s on %d cores, data in %s\n", l.version, l.cores, l.dir)
+	fmt.Printf("%s on %d cores, data in %s\n", l.version, l.cores, l.dir)
 	var errs []error
 	for _, name := range o.names {
 		s, _ := findScenario(name)

@@ -15,6 +15,7 @@ type sample struct {
 	hosts   []traffic
 	cable   traffic
 	usage   map[string]usage // by role; CPU summed up, the highest peak
+	each    []usage          // of the hosts' programs
 	payload payload
 }
 
@@ -41,26 +42,29 @@ func (s *stage) sample(ctx context.Context, f fleet) (c sample, err error) {
 			return c, err
 		}
 	}
-	if err := s.sampleUsage(c.usage); err != nil {
+	if err := s.sampleUsage(&c); err != nil {
 		return c, err
 	}
 	c.payload, err = f.payload(ctx)
 	return c, err
 }
 
-func (s *stage) sampleUsage(by map[string]usage) error {
+func (s *stage) sampleUsage(c *sample) error {
 	for role, processes := range s.running {
 		for _, p := range processes {
 			u, err := p.usage()
 			if err != nil {
 				return err
 			}
-			sum := by[role]
-			by[role] = usage{CPU: sum.CPU + u.CPU, Peak: max(sum.Peak, u.Peak)}
+			if role == roleHosts {
+				c.each = append(c.each, u)
+			}
+			sum := c.usage[role]
+			c.usage[role] = usage{CPU: sum.CPU + u.CPU, Peak: max(sum.Peak, u.Peak)}
 		}
 	}
 	var err error
-	by[roleClients], err = readUsage("self")
+	c.usage[roleClients], err = readUsage("self")
 	return err
 }
 

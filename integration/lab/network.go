@@ -122,8 +122,19 @@ func block(a, b *machine) error {
 		b.ip(fmt.Sprintf("route add unreachable %s", a.addr)))
 }
 
-// traffic is what a card has seen, in bytes with all headers, and what the
-// machine's TCP did.
+// blockPeers keeps two machines from connecting to each other's BitTorrent
+// ports; all other ports can be reached.
+func blockPeers(a, b *machine) error {
+	rules := func(from, to *machine) error {
+		rule := "rule add to %s ipproto tcp dport %d unreachable"
+		return from.ip(fmt.Sprintf(rule, to.addr, seederPeerPort), fmt.Sprintf(rule, to.addr, mirrorPeerPort))
+	}
+	return errors.Join(rules(a, b), rules(b, a))
+}
+
+// traffic is what a card has seen, in bytes, and what the machine's TCP did. A
+// card counts the headers of a burst that it is handed at once only once, so
+// the bytes are hardly more than the content, and less than the cable carries.
 type traffic struct {
 	Sent, Received        int64 // bytes
 	Segments, Retransmits int64 // of TCP, sent

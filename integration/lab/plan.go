@@ -20,6 +20,7 @@ type plan struct {
 	Cold       bool // the seeder has nothing when the hosts begin
 	Warm       bool // the hosts have everything in their caches
 	Neighbours int  // hosts that a host can reach; 0 is all
+	Chain      bool // the second of two hosts can exchange pieces with the first only
 }
 
 // host is one host's part in a plan.
@@ -58,6 +59,10 @@ func equal(n int, rate int64) []host {
 	return hosts
 }
 
+// straight is whether each host pulls one blob that the seeder has and it has
+// not: what can be done without murder too.
+func (p plan) straight() bool { return len(p.Sizes) == 1 && !p.Image && !p.Cold && !p.Warm && !p.Chain }
+
 func both(rate int64) link { return link{up: rate, down: rate} }
 
 // patience is how long a run may take at most.
@@ -68,7 +73,7 @@ func (p plan) patience() time.Duration {
 			worst = max(worst, p.limit(h.Link)+h.Delay.Seconds())
 		}
 	}
-	return time.Minute + time.Duration(max(12, float64(len(p.Hosts)+4))*worst*float64(time.Second))
+	return 3*time.Minute + time.Duration(max(12, float64(len(p.Hosts)+4))*worst*float64(time.Second))
 }
 
 // rateText writes bits a second as the flags take them.

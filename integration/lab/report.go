@@ -14,17 +14,8 @@ import (
 // printResult writes a run as a few lines for people.
 func printResult(w io.Writer, r result) {
 	fmt.Fprintf(w, "\n%s, %s: %s\n", r.Scenario, r.Contender, r.Title)
-	unit := "x limit"
-	if r.Rate == 0 {
-		unit = "s"
-	}
 	for _, g := range r.Groups {
-		fmt.Fprintf(w, "  %-8s %2d hosts  done p50 %.3f p90 %.3f max %.3f %s", g.Name, g.Hosts, g.Completed.P50, g.Completed.P90, g.Completed.Max, unit)
-		if g.FirstByte.Max > 0 {
-			fmt.Fprintf(w, " | first byte p50 %.2f max %.2f s | longest stall %.2f s | 10/50/75 %% at %.2f %.2f %.2f",
-				g.FirstByte.P50, g.FirstByte.Max, g.Stall.Max, g.At[0].P50, g.At[1].P50, g.At[2].P50)
-		}
-		fmt.Fprintln(w)
+		printGroup(w, g)
 	}
 	fmt.Fprintf(w, "  sent     copies: registry %.2f, seeder %.3f (at the card %.2f, %.3f)", r.Copies[roleRegistry], r.Copies[roleSeeder],
 		r.CopiesCard[roleRegistry], r.CopiesCard[roleSeeder])
@@ -48,6 +39,18 @@ func printResult(w io.Writer, r result) {
 	}
 	printSome(w, "warning", r.Warnings)
 	printSome(w, "ERROR", r.Errors)
+}
+
+func printGroup(w io.Writer, g group) {
+	fmt.Fprintf(w, "  %-8s %2d  done p50 %.3f p90 %.3f max %.3f %s", g.Name, g.Hosts, g.Completed.P50, g.Completed.P90, g.Completed.Max, g.Unit)
+	if g.FirstByte.Max > 0 {
+		fmt.Fprintf(w, " | first byte p50 %.2f max %.2f s | longest stall %.2f s | 10/50/75 %% at %.2f %.2f %.2f",
+			g.FirstByte.P50, g.FirstByte.Max, g.Stall.Max, g.At[0].P50, g.At[1].P50, g.At[2].P50)
+	}
+	if g.PerGiB > 0 {
+		fmt.Fprintf(w, " | %.2f CPU s a GiB", g.PerGiB)
+	}
+	fmt.Fprintln(w)
 }
 
 // printSome prints the first few lines of what may be many.

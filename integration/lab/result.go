@@ -51,18 +51,22 @@ type hostResult struct {
 	Group string
 	Limit float64 // seconds its own link needs at the least; 0 if unlimited
 	pulled
-	Error     string `json:",omitempty"`
-	Uncounted bool   `json:",omitempty"` // killed, or not waited for
+	CPU       float64 // seconds, of its mirror
+	PeakRSS   int64   // bytes, likewise
+	Error     string  `json:",omitempty"`
+	Uncounted bool    `json:",omitempty"` // killed, or not waited for
 }
 
 // group sums up the hosts of a group that were to finish.
 type group struct {
 	Name      string
 	Hosts     int
-	Completed spread // over the limit; in seconds if links are unlimited
-	FirstByte spread
-	Stall     spread
-	At        [len(marks)]spread // over the limit
+	Unit      string // of Completed and At: the limit of each one's link, or seconds
+	Completed spread
+	FirstByte spread // in seconds
+	Stall     spread // likewise
+	At        [len(marks)]spread
+	PerGiB    float64 // CPU seconds of the hosts' mirrors for each GiB they received
 }
 
 // spread is a distribution: nearest-rank percentiles.
@@ -92,10 +96,15 @@ const gib = 1 << 30
 
 func newResult(s *stage, before, after sample, hosts []hostResult, seconds float64) result {
 	p := s.plan
+	if len(hosts) == len(after.each) { // there are none where hosts pull directly
+		for i, u := range after.each {
+			hosts[i].CPU, hosts[i].PeakRSS = u.CPU-before.each[i].CPU, u.Peak
+		}
+	}
 	r := result{
 		Title: p.Title, Time: time.Now().UTC().Truncate(time.Second), Version: s.lab.version,
 		Hosts: len(p.Hosts), Size: p.size(), Rate: p.Rate, QueueMS: queueTime, Congestion: congestion, Folder: s.lab.dir,
-		Seconds: seconds, Each: hosts, Groups: groupsOf(hosts),
+		Seconds: seconds, Each: hosts, Groups: groupsOf(hosts, p.size()),
 		Sent: map[string]int64{}, Copies: map[string]float64{}, CopiesCard: map[string]float64{},
 		Payload: after.payload.minus(before.payload), Warnings: s.warnings(),
 	}
@@ -145,7 +154,7 @@ func (r *result) addRoles(before, after map[string]usage) {
 
 // groupsOf sums up the hosts that were to finish and did, in the order of the
 // groups' first hosts.
-func groupsOf(hosts []hostResult) []group {
+func groupsOf(hosts []hostResult, size int64) []group {
 	var names []string
 	for _, h := range hosts {
 		if !slices.Contains(names, h.Group) {
@@ -158,13 +167,13 @@ func groupsOf(hosts []hostResult) []group {
 			return h.Group != name || h.Uncounted || h.Error != ""
 		})
 		if len(own) > 0 {
-			groups = append(groups, groupOf(name, own))
+			groups = append(groups, groupOf(name, own, size))
 		}
 	}
 	return groups
 }
 
-func groupOf(name string, hosts []hostResult) group {
+func groupOf(name string, hosts []hostResult, size int64) group {
 	collect := func(value func(h hostResult) float64) spread {
 		var values []float64
 		for _, h := range hosts {
@@ -179,10 +188,16 @@ func groupOf(name string, hosts []hostResult) group {
 		return seconds / h.Limit
 	}
 	g := group{
-		Name: name, Hosts: len(hosts),
+		Name: name, Hosts: len(hosts), Unit: "x limit",
 		Completed: collect(func(h hostResult) float64 { return over(h.End, h) }),
 		FirstByte: collect(func(h hostResult) float64 { return h.FirstByte }),
 		Stall:     collect(func(h hostResult) float64 { return h.Stall }),
+	}
+	if hosts[0].Limit == 0 {
+		g.Unit = "s"
+	}
+	for _, h := range hosts {
+		g.PerGiB += h.CPU * gib / float64(size) / float64(len(hosts))
 	}
 	for i := range marks {
 		g.At[i] = collect(func(h hostResult) float64 { return over(h.At[i], h) })

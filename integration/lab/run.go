@@ -9,12 +9,19 @@ import (
 
 // runScenario makes all runs of a scenario and reports each.
 func (l *lab) runScenario(ctx context.Context, s scenario) error {
+	if s.run != nil {
+		return s.run(ctx, l)
+	}
 	p := s.plan(l.options)
 	var errs []error
-	if s.compare && !l.noDirect {
+	compare := (s.compare || l.compare) && p.straight()
+	if compare && !l.noDirect {
 		errs = append(errs,
 			l.runPlan(ctx, s.name, "floor", p.alone(), asDirect),
 			l.runPlan(ctx, s.name, "direct", p.sliced(), asDirect))
+	}
+	if compare && !l.noLibrary {
+		errs = append(errs, l.runPlan(ctx, s.name, "library", p, asLibrary))
 	}
 	errs = append(errs, l.runPlan(ctx, s.name, "murder", p, asMurder))
 	return errors.Join(errs...)
@@ -37,8 +44,9 @@ func (p plan) sliced() plan {
 // opener brings a stage to life in one contender's way.
 type opener func(ctx context.Context, s *stage) (fleet, error)
 
-func asMurder(ctx context.Context, s *stage) (fleet, error) { return openMurder(ctx, s) }
-func asDirect(_ context.Context, s *stage) (fleet, error)   { return openDirect(s), nil }
+func asMurder(ctx context.Context, s *stage) (fleet, error)  { return openMurder(ctx, s) }
+func asLibrary(ctx context.Context, s *stage) (fleet, error) { return openLibrary(ctx, s) }
+func asDirect(_ context.Context, s *stage) (fleet, error)    { return openDirect(s), nil }
 
 // runPlan makes one run on a stage of its own, and reports it.
 func (l *lab) runPlan(ctx context.Context, scenario, contender string, p plan, open opener) (err error) {
@@ -47,29 +55,44 @@ func (l *lab) runPlan(ctx context.Context, scenario, contender string, p plan, o
 		return fmt.Errorf("%s: %w", contender, err)
 	}
 	r.Scenario, r.Contender = scenario, contender
+	return l.report(r)
+}
+
+// report prints a run and writes its file. Hosts that failed are an error.
+func (l *lab) report(r result) error {
 	printResult(os.Stdout, r)
 	if err := writeResult(l.out, r); err != nil {
 		return err
 	}
 	if len(r.Errors) > 0 {
-		return fmt.Errorf("%s: %d hosts failed", contender, len(r.Errors))
+		return fmt.Errorf("%s: %d hosts failed", r.Contender, len(r.Errors))
 	}
 	return nil
 }
 
 func (l *lab) measurePlan(ctx context.Context, p plan, open opener) (r result, err error) {
+	err = l.onStage(ctx, p, open, func(s *stage, f fleet) error {
+		r, err = measure(ctx, s, f)
+		return err
+	})
+	return r, err
+}
+
+// onStage does something on a stage of its own, once open has brought it to
+// life and its cables have been limited.
+func (l *lab) onStage(ctx context.Context, p plan, open opener, do func(s *stage, f fleet) error) (err error) {
 	s, err := openStage(ctx, l, p)
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err != nil {
-		return r, err
+		return err
 	}
 	f, err := open(ctx, s)
 	defer f.close()
 	if err != nil {
-		return r, err
+		return err
 	}
 	if err := s.shape(); err != nil {
-		return r, err
+		return err
 	}
-	return measure(ctx, s, f)
+	return do(s, f)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -12,15 +13,17 @@ import (
 // scenario is a kind of run that can be asked for by name.
 type scenario struct {
 	name    string
-	compare bool                 // also with the library's client and with no fleet at all
 	plan    func(o options) plan // of a run that is one fleet pulling
+	compare bool                 // also with the library's client and with no fleet at all
+
+	run func(ctx context.Context, l *lab) error // of any other, instead
 }
 
 // scenarios are all there are, in the order in which they run.
 var scenarios = []scenario{
-	{name: "equal8", compare: true, plan: equalLinks(8)},
-	{name: "equal16", compare: true, plan: equalLinks(16)},
-	{name: "equal32", compare: true, plan: equalLinks(32)},
+	{name: "equal8", plan: equalLinks(8), compare: true},
+	{name: "equal16", plan: equalLinks(16), compare: true},
+	{name: "equal32", plan: equalLinks(32), compare: true},
 	{name: "seeder4x", plan: fastSeeder},
 	{name: "neighbours8", plan: fewNeighbours},
 	{name: "waves", plan: waves},
@@ -31,7 +34,10 @@ var scenarios = []scenario{
 	{name: "image8", plan: image8},
 	{name: "cold1", plan: cold(1)},
 	{name: "cold4", plan: cold(4)},
+	{name: "tiny", run: tiny},
 	{name: "warm", plan: warm},
+	{name: "cpu", plan: chain},
+	{name: "lone", run: lone},
 }
 
 func findScenario(name string) (scenario, bool) {
@@ -152,10 +158,27 @@ func cold(n int64) func(options) plan {
 	}
 }
 
+// chain has one host receive everything from the seeder and send everything
+// to another, as fast as the machine can: what a host's part in a swarm costs.
+func chain(o options) plan {
+	o.size, o.hosts = o.sizeOr(1<<30), 2
+	p := unlimited(basic(o, 2))
+	p.Title = fmt.Sprintf("%s from the seeder to one host (first) and from that to another (second), unlimited", humanize.IBytes(uint64(p.size())))
+	p.Chain = true
+	p.Hosts[0].Group, p.Hosts[1].Group = "first", "second"
+	return p
+}
+
+// unlimited takes the limits off all cables.
+func unlimited(p plan) plan {
+	p.Rate, p.Hosts, p.Seeder, p.Registry = 0, equal(len(p.Hosts), 0), link{}, link{}
+	return p
+}
+
 // warm pulls what is in the caches, over loopback.
 func warm(o options) plan {
-	p := basic(o, 4)
+	p := unlimited(basic(o, 4))
 	p.Title = fmt.Sprintf("%d hosts, %s from each one's own cache, unlimited", len(p.Hosts), humanize.IBytes(uint64(p.size())))
-	p.Warm, p.Rate, p.Hosts, p.Seeder, p.Registry = true, 0, equal(len(p.Hosts), 0), link{}, link{}
+	p.Warm = true
 	return p
 }

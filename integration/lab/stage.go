@@ -101,6 +101,9 @@ func (s *stage) plugIn() (err error) {
 // separate lets each host reach only as many others as the plan says, in a
 // random regular graph that is the same at each run.
 func (s *stage) separate() error {
+	if s.plan.Chain {
+		return blockPeers(s.seeder, s.hosts[1])
+	}
 	if s.plan.Neighbours == 0 {
 		return nil
 	}
