@@ -90,8 +90,12 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
+	peers, err := net.Listen("tcp", c.String("peer-listen"))
+	if err != nil {
+		return nil, fmt.Errorf("listen for peers: %w", err)
+	}
 	d.swarm, err = swarm.Open(swarm.Config{
-		Listen: c.String("peer-listen"), Advertise: parseAdvertise(c.String("advertise")), Seeder: role == "seeder",
+		Listener: peers, Advertise: parseAdvertise(c.String("advertise")), Seeder: role == "seeder",
 		Zone: c.String("zone"), Version: buildVersion(), Log: d.log,
 		Upload: d.upload, Download: d.download,
 	})

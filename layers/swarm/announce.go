@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/murderp2p/murder/layers"
 )
 
 const (
@@ -44,7 +46,8 @@ type announcer struct {
 // post is one tracker of one swarm.
 type post struct {
 	url    string
-	swarm  *joined
+	swarm  *exchange
+	name   layers.InfoHash
 	at     time.Time // when to announce next
 	event  string    // what to say then (BEP 3)
 	index  int       // in the queue; -1 when not there
@@ -72,13 +75,13 @@ func newAnnouncer(cfg Config, port uint16, peerID [20]byte) *announcer {
 }
 
 // add begins to announce a swarm.
-func (a *announcer) add(j *joined, trackers []string) []*post {
+func (a *announcer) add(x *exchange, name layers.InfoHash, trackers []string) []*post {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	posts := make([]*post, len(trackers))
 	for i, url := range trackers {
 		delay := time.Duration(rand.Int64N(int64(spread)*int64(len(a.queue)+a.busy) + 1))
-		posts[i] = &post{url: url, swarm: j, event: eventStarted, at: time.Now().Add(delay)}
+		posts[i] = &post{url: url, swarm: x, name: name, event: eventStarted, at: time.Now().Add(delay)}
 		heap.Push(&a.queue, posts[i])
 	}
 	a.wake()
@@ -181,13 +184,13 @@ func (a *announcer) announce(ctx context.Context, p *post) {
 	a.mu.Lock()
 	event := p.event
 	a.mu.Unlock()
-	left := p.swarm.missing()
+	left := p.swarm.lacks()
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
-	answer, err := a.tracker.announce(ctx, p.url, p.swarm.hash, event, left)
+	answer, err := a.tracker.announce(ctx, p.url, p.name, event, left)
 	a.report(p, err)
 	if err == nil && event != eventStopped {
-		p.swarm.meet(answer.peers)
+		p.swarm.meet(answer.peers, answer.complete)
 	}
 	a.again(p, event, answer, left > 0, err)
 }
@@ -203,7 +206,7 @@ func (a *announcer) report(p *post, err error) {
 	case err != nil && !was:
 		a.log.Warn("tracker does not answer", "tracker", p.url, "err", err)
 	case err != nil:
-		a.log.Debug("announce", "infohash", p.swarm.hash, "tracker", p.url, "err", err)
+		a.log.Debug("announce", "infohash", p.name, "tracker", p.url, "err", err)
 	case was:
 		a.log.Info("tracker answers again", "tracker", p.url)
 	}

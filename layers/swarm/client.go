@@ -1,22 +1,31 @@
 // Package swarm moves blobs between hosts over BitTorrent: it implements
-// [layers.Swarm] on the client of github.com/anacrolix/torrent, and keeps that
-// library's types to itself.
+// [layers.Swarm]. It is an engine of our own on the wire protocol of BEP 3, with the
+// fast extension (BEP 6) and the handshake of BEP 10, so that any BitTorrent client can
+// take part; but it differs from those clients in what it is for. They share what they
+// have with strangers on slow lines, fairly; we bring one blob to all hosts of a data
+// centre in as little more than the time that one link takes for it.
 //
-// A blob that this host shares or fetches is a swarm joined. The library works
-// on it only while it is being fetched or somebody is connected for it: what is
-// merely on offer costs an entry in a table and an announce now and then, so a
-// cache of thousands of blobs can be shared by an idle process that stays small.
+// How it does that is decided in package choice, without a connection or a clock. The
+// rest of the room is what that needs:
 //
-// Peers are found by our own announces (the library's come at most once a minute)
-// and spoken to over our own listener and dialer, which name each peer by an
-// alias of its address so that a ban hits the one who earned it; see peerAddr.
-// Which settings the library runs with, and why, is in settings.go.
+//   - A [Client] listens, and finds the exchange that a peer asks for by its infohash.
+//   - An exchange is one blob between us and our peers. Its two sides are leech.go,
+//     which asks for pieces, and serve.go, which sends them.
+//   - A peer is one connection, with a goroutine that reads and one that writes. What
+//     is said to a peer is written at once, between two chunks of data if need be; data
+//     goes out in turns, to few peers at a time, from the file to the socket without
+//     passing through us.
+//   - A piece is gathered on disk, chunk by chunk, and hashed in passing; nothing of a
+//     blob is kept in memory.
+//   - The announcer tells trackers what we have, and hands on the peers they name.
+//
+// Connections come from the listener and the dialer in [Config].
 package swarm
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,22 +34,23 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/anacrolix/torrent"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 )
 
-// Config says how a Client meets its peers. The zero value of every field works.
+// Config says how a Client meets its peers.
 type Config struct {
-	// Listen is where peers connect, "host:port". "" means ":0", any free port.
-	Listen string
+	// Listener takes connections from peers. The client closes it.
+	Listener net.Listener
+	// Dial connects to peers. nil means plain TCP.
+	Dial Dialer
 	// Advertise is the address given to peers through the tracker. A zero address
-	// means the one that announces come from, a zero port the one of Listen.
+	// means the one that announces come from, a zero port the one of Listener.
 	Advertise netip.AddrPort
-	// Seeder says that this is an origin's daemon; else it is a mirror. Peers
-	// count bytes by it.
+	// Seeder says that this is an origin's daemon, which has blobs from the registry
+	// and only sends; else it is a mirror. Peers count bytes by it.
 	Seeder bool
 	// Zone is where this host stands, for peers and tracker to prefer neighbours;
 	// "" is a zone like any other.
@@ -53,37 +63,41 @@ type Config struct {
 	// HTTP asks the trackers. nil means a client of its own; it is given a
 	// timeout per announce either way.
 	HTTP *http.Client
-	// Log hears from the library (from Warn up) and from us. nil means slog.Default().
+	// Log hears of peers that send wrong bytes (Warn) and of connections (Debug).
+	// nil means slog.Default().
 	Log *slog.Logger
 }
 
 // ErrClosed is returned by the methods of a Client that has been closed.
 var ErrClosed = errors.New("swarm client is closed")
 
+// peerIDPrefix names the client in the way of BEP 20.
+const peerIDPrefix = "-MD0002-"
+
 // Client takes part in swarms. It implements layers.Swarm, and its methods are
 // safe for concurrent use.
 type Client struct {
 	cfg       Config
 	log       *slog.Logger
-	library   *torrent.Client
-	listener  *listener
-	names     *book
-	peers     *roster
+	id        [20]byte
+	began     time.Time
+	bans      *bans
 	announcer *announcer
-	total     tally // of all swarms, those left included
+	dials     chan struct{} // a place for each connection being set up
+	greetings chan struct{} // and for each that came in and has not said what it wants
+	total     tally         // of all swarms, those left included
 
 	stop      context.CancelFunc // ends all that runs and all fetches
-	stopped   <-chan struct{}    // closed by stop
-	running   sync.WaitGroup     // the goroutines that Open started
+	stopped   context.Context
+	running   sync.WaitGroup // the goroutines that Open started
 	closeOnce sync.Once
 
-	mu     sync.Mutex // guards the maps; held for look-ups only
-	joined map[layers.InfoHash]*joined
-	// tallies outlive the swarms they were counted in, until Drop: who asks where
+	mu        sync.Mutex // guards the maps; held for look-ups only
+	exchanges map[digest.Digest]*exchange
+	byName    map[layers.InfoHash]*exchange
+	// tallies outlive the exchanges they were counted in, until Drop: who asks where
 	// a blob's bytes came from asks when the fetch is over.
-	tallies map[layers.InfoHash]*tally
-	hashes  map[digest.Digest]layers.InfoHash // of what was joined, until Drop
-	coming  map[digest.Digest]*layers.Torrent // what ShareArriving waits for
+	tallies map[digest.Digest]*tally
 }
 
 var _ layers.Swarm = (*Client)(nil)
@@ -93,7 +107,10 @@ type tally struct {
 	fromPeers, fromSeeders, sent, crossZone atomic.Int64
 }
 
-// Open listens for peers and returns a client that has joined nothing.
+// greetingsAtOnce bounds the connections that have not said what they want.
+const greetingsAtOnce = 256
+
+// Open takes connections from cfg.Listener and returns a client that shares nothing yet.
 func Open(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -101,35 +118,104 @@ func Open(cfg Config) (*Client, error) {
 	if cfg.Version == "" {
 		cfg.Version = "dev"
 	}
-	names := newBook()
-	l, err := listen(cfg.Listen, names)
-	if err != nil {
-		return nil, fmt.Errorf("listen for peers: %w", err)
+	if cfg.Dial == nil {
+		cfg.Dial = dialTCP
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	c := &Client{
-		cfg: cfg, log: cfg.Log, listener: l, names: names, stop: stop, stopped: ctx.Done(),
-		joined:  make(map[layers.InfoHash]*joined),
-		tallies: make(map[layers.InfoHash]*tally),
-		hashes:  make(map[digest.Digest]layers.InfoHash),
-		coming:  make(map[digest.Digest]*layers.Torrent),
+		cfg: cfg, log: cfg.Log, began: time.Now(), bans: newBans(),
+		dials:     make(chan struct{}, dialsAtOnce),
+		greetings: make(chan struct{}, greetingsAtOnce),
+		exchanges: make(map[digest.Digest]*exchange),
+		byName:    make(map[layers.InfoHash]*exchange),
+		tallies:   make(map[digest.Digest]*tally),
 	}
-	c.peers = newRoster(cfg.Zone, &c.total, c.tally)
-	c.library, err = torrent.NewClient(c.settings())
-	if err != nil {
-		stop()
-		l.Close()
-		return nil, fmt.Errorf("start bittorrent client: %w", err)
-	}
-	c.library.AddDialer(&dialer{names: names})
-	c.library.AddListener(l)
-	c.announcer = newAnnouncer(c.cfg, l.port(), c.library.PeerID())
-	c.running.Go(func() { c.sweep(ctx) })
+	c.stopped, c.stop = context.WithCancel(context.Background())
+	copy(c.id[:], peerIDPrefix+rand.Text())
+	c.announcer = newAnnouncer(cfg, c.port(), c.id)
+	c.running.Go(c.accept)
 	return c, nil
 }
 
 // Addr is where the client listens for peers.
-func (c *Client) Addr() net.Addr { return c.listener.Addr() }
+func (c *Client) Addr() net.Addr { return c.cfg.Listener.Addr() }
+
+// port is the one that peers are told; 0 if the listener has none.
+func (c *Client) port() uint16 {
+	if a, err := netip.ParseAddrPort(c.Addr().String()); err == nil {
+		return a.Port()
+	}
+	return 0
+}
+
+// acceptPause keeps accept from spinning when no connection can be taken, as when all
+// file descriptors are in use.
+const acceptPause = 50 * time.Millisecond
+
+func (c *Client) accept() {
+	for {
+		conn, err := c.cfg.Listener.Accept()
+		if errors.Is(err, net.ErrClosed) || c.stopped.Err() != nil {
+			return
+		}
+		if err != nil {
+			c.log.Warn("accept a peer", "err", err)
+			select {
+			case <-c.stopped.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
+		}
+		select {
+		case c.greetings <- struct{}{}:
+			c.running.Go(func() { c.receive(conn) })
+		default:
+			conn.Close() // strangers who say nothing must not keep others out for long
+		}
+	}
+}
+
+// receive hears which swarm a connection is for, and hands it over.
+func (c *Client) receive(conn net.Conn) {
+	l, err := answer(c.stopped, conn, c.id, c.eachName)
+	<-c.greetings
+	if err != nil {
+		c.log.Debug("peer not understood", "peer", conn.RemoteAddr(), "err", err)
+		conn.Close()
+		return
+	}
+	if x := c.enter(l.name); x != nil {
+		defer x.running.Done()
+		x.run(l)
+		return
+	}
+	conn.Close()
+}
+
+// enter returns the exchange of that name with its running count raised by one, or nil.
+func (c *Client) enter(name layers.InfoHash) *exchange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := c.byName[name]
+	if x != nil {
+		x.running.Add(1)
+	}
+	return x
+}
+
+// eachName calls f with the names of our swarms until it returns false.
+func (c *Client) eachName(f func(secret []byte) (more bool)) {
+	c.mu.Lock()
+	names := make([]layers.InfoHash, 0, len(c.byName))
+	for name := range c.byName {
+		names = append(names, name)
+	}
+	c.mu.Unlock()
+	for _, name := range names {
+		if !f(name[:]) {
+			return
+		}
+	}
+}
 
 // closeTimeout bounds Close: saying goodbye to trackers that do not answer is
 // given up, since they forget us by themselves.
@@ -139,59 +225,76 @@ const closeTimeout = 2 * time.Second
 func (c *Client) Close() error {
 	c.closeOnce.Do(func() {
 		c.stop()
-		c.running.Wait()
-		for _, j := range c.all() {
-			c.leave(j)
+		c.cfg.Listener.Close()
+		for _, x := range c.all() {
+			c.leave(x)
 		}
+		c.running.Wait()
 		c.announcer.close(closeTimeout)
-		c.library.Close() // first, or it would spin on Accept
-		c.listener.Close()
 	})
 	return nil
 }
 
-// all lists the swarms joined.
-func (c *Client) all() []*joined {
+// all lists the exchanges.
+func (c *Client) all() []*exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	list := make([]*joined, 0, len(c.joined))
-	for _, j := range c.joined {
-		list = append(list, j)
+	list := make([]*exchange, 0, len(c.exchanges))
+	for _, x := range c.exchanges {
+		list = append(list, x)
 	}
 	return list
 }
 
-// hash returns the infohash of a blob that was joined.
-func (c *Client) hash(d digest.Digest) layers.InfoHash {
+func (c *Client) lookup(d digest.Digest) *exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.hashes[d]
+	return c.exchanges[d]
 }
 
-func (c *Client) lookup(ih layers.InfoHash) *joined {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.joined[ih]
-}
-
-// tally returns the count kept for a swarm, of which there is one from the first
-// time it was joined until Drop. It may be called with the library's lock held.
-func (c *Client) tally(ih layers.InfoHash) *tally {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := c.tallies[ih]
+// tally returns the count kept for a blob, of which there is one from the first time
+// its swarm was joined until Drop. c.mu is held.
+func (c *Client) tally(d digest.Digest) *tally {
+	t := c.tallies[d]
 	if t == nil {
 		t = new(tally)
-		c.tallies[ih] = t
+		c.tallies[d] = t
 	}
 	return t
 }
 
+// received counts n bytes of x's blob that p has sent.
+func (c *Client) received(x *exchange, p *peer, n int64) {
+	for _, t := range []*tally{x.tally, &c.total} {
+		if p.who.seeder {
+			t.fromSeeders.Add(n)
+		} else {
+			t.fromPeers.Add(n)
+		}
+		if c.crosses(p) {
+			t.crossZone.Add(n)
+		}
+	}
+}
+
+// sent counts n bytes of x's blob that have gone to p.
+func (c *Client) sent(x *exchange, p *peer, n int64) {
+	for _, t := range []*tally{x.tally, &c.total} {
+		t.sent.Add(n)
+		if c.crosses(p) {
+			t.crossZone.Add(n)
+		}
+	}
+}
+
+// crosses tells whether p is in another zone. Who is not one of us has none.
+func (c *Client) crosses(p *peer) bool { return p.who.murder() && p.who.zone != c.cfg.Zone }
+
 // Received returns how many bytes of the blob mirrors and seeders have sent us,
-// since it was first joined or last dropped. Chunks that arrived damaged count too.
+// since it was first joined or last dropped. Chunks that came twice or damaged count too.
 func (c *Client) Received(d digest.Digest) (fromPeers, fromSeeders int64) {
 	c.mu.Lock()
-	t := c.tallies[c.hashes[d]]
+	t := c.tallies[d]
 	c.mu.Unlock()
 	if t == nil {
 		return 0, 0
@@ -201,9 +304,8 @@ func (c *Client) Received(d digest.Digest) (fromPeers, fromSeeders int64) {
 
 // Stats returns totals since Open.
 func (c *Client) Stats() layers.Stats {
-	c.peers.settle()
 	c.mu.Lock()
-	active := len(c.joined)
+	active := len(c.exchanges)
 	c.mu.Unlock()
 	return layers.Stats{
 		FromPeers:  c.total.fromPeers.Load(),
@@ -214,36 +316,10 @@ func (c *Client) Stats() layers.Stats {
 	}
 }
 
-// Peers lists those we are connected with for a swarm.
+// Peers lists those we are connected with for a blob.
 func (c *Client) Peers(d digest.Digest) []layers.Peer {
-	j := c.lookup(c.hash(d))
-	if j == nil {
-		return nil
+	if x := c.lookup(d); x != nil {
+		return x.list()
 	}
-	return c.peers.list(j.hash, j.meta.Pieces())
-}
-
-const (
-	// sweepEvery is how often idle swarms are looked for and counts brought up to date.
-	sweepEvery = 10 * time.Second
-	// idleAfter is how long nobody must have been connected for a whole blob before
-	// the library lets go of it. Coming back costs a connecting peer milliseconds.
-	idleAfter = 30 * time.Second
-)
-
-// sweep keeps counts current and retires swarms that nobody uses.
-func (c *Client) sweep(ctx context.Context) {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		c.peers.settle()
-		for _, j := range c.all() {
-			j.retire(c.peers.lastSeen(j.hash), idleAfter)
-		}
-	}
+	return nil
 }

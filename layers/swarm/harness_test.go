@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -106,13 +107,22 @@ type host struct {
 func newHost(t testing.TB, cfg Config) *host {
 	t.Helper()
 	store := testStore(t)
-	cfg.Listen, cfg.Log = "127.0.0.1:0", testLog(t)
+	cfg.Listener, cfg.Log = testListener(t), testLog(t)
 	c, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeInTime(t, c) })
 	return &host{c, store}
+}
+
+func testListener(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func closeInTime(t testing.TB, c *Client) {

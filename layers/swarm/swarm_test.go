@@ -75,34 +75,6 @@ func TestSharesOnAfterFetch(t *testing.T) {
 	}
 }
 
-func TestIdleSwarmIsLetGoAndTakenUpAgain(t *testing.T) {
-	tr := newTracker(t)
-	blob, _ := testBlob(1<<20, 3)
-	seeder := newHost(t, Config{Seeder: true})
-	m := seeder.share(t, blob, tr.url)
-	j := seeder.lookup(m.InfoHash())
-	atWork := func() bool {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		return j.t != nil
-	}
-	if atWork() {
-		t.Fatal("the library works on a blob that nobody has asked for")
-	}
-	for i := range 2 {
-		leecher := newHost(t, Config{})
-		mustEqual(t, fmt.Sprint("leecher ", i), leecher.fetch(t, m, tr.url), blob)
-		if !atWork() {
-			t.Error("served without the library")
-		}
-		closeInTime(t, leecher.Client)
-		eventually(t, "swarm let go", func() bool {
-			j.retire(seeder.peers.lastSeen(j.hash), 0)
-			return !atWork()
-		})
-	}
-}
-
 func TestResumesWithWhatIsThere(t *testing.T) {
 	tr := newTracker(t)
 	blob, _ := testBlob(8<<20, 4)
@@ -146,8 +118,8 @@ func TestPiecesFromElsewhereEndTheFetch(t *testing.T) {
 		t.Errorf("Fetch = %v, want nil", err)
 	}
 	mustEqual(t, "leecher", leecher.read(t, p), blob)
-	if have := leecher.lookup(m.InfoHash()).t.Stats().PiecesComplete; have != m.Pieces() {
-		t.Errorf("the library knows of %d pieces of %d", have, m.Pieces())
+	if n := leecher.lookup(m.Digest()).lacks(); n != 0 {
+		t.Errorf("the swarm is told that %d bytes are missing", n)
 	}
 }
 
@@ -203,7 +175,7 @@ func TestCorruptPeerIsBannedAndHonestOneServes(t *testing.T) {
 	defer r.Close()
 	fetched := make(chan error, 1)
 	go func() { fetched <- leecher.Fetch(t.Context(), m.Torrent(), p, []string{tr.url}) }()
-	eventually(t, "bad peer banned", func() bool { return len(leecher.library.BadPeerIPs()) > 0 })
+	eventually(t, "bad peer banned", func() bool { return leecher.bans.count() > 0 })
 	if have, _ := p.Pieces(); have != 0 {
 		t.Fatalf("%d pieces from a peer that has not one right byte", have)
 	}
@@ -242,7 +214,7 @@ func TestCancelledFetchLeaves(t *testing.T) {
 	go func() { fetched <- leecher.Fetch(ctx, m.Torrent(), p, []string{tr.url}) }()
 	eventually(t, "announced", func() bool { return tr.listed(m.InfoHash()) == 1 })
 	go func() { fetched <- leecher.Fetch(other, m.Torrent(), p, []string{tr.url}) }()
-	j := leecher.lookup(m.InfoHash())
+	j := leecher.lookup(m.Digest())
 	eventually(t, "both there", func() bool {
 		leecher.mu.Lock()
 		defer leecher.mu.Unlock()
@@ -253,7 +225,7 @@ func TestCancelledFetchLeaves(t *testing.T) {
 	if err := <-fetched; !errors.Is(err, context.Canceled) {
 		t.Errorf("Fetch = %v, want %v", err, context.Canceled)
 	}
-	if leecher.lookup(m.InfoHash()) != j {
+	if leecher.lookup(m.Digest()) != j {
 		t.Fatal("left the swarm although another fetch is under way")
 	}
 	stop()
@@ -346,7 +318,7 @@ func TestDropAndCloseLeaveNothing(t *testing.T) {
 	noGoroutinesLeft(t)
 	tr := newTracker(t)
 	blob, _ := testBlob(2<<20, 11)
-	h, err := Open(Config{Listen: "127.0.0.1:0", Log: testLog(t)})
+	h, err := Open(Config{Listener: testListener(t), Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,7 @@ type tracker struct {
 type announceAnswer struct {
 	interval    time.Duration
 	minInterval time.Duration // for who has run out of peers
+	complete    int           // hosts that have the whole blob
 	peers       []netip.AddrPort
 }
 
@@ -111,6 +112,7 @@ func (t tracker) query(ih layers.InfoHash, event string, left int64) string {
 func parseAnswer(b []byte) (announceAnswer, error) {
 	var wire struct {
 		Failure     string `bencode:"failure reason"`
+		Complete    int    `bencode:"complete"`
 		Interval    int64  `bencode:"interval"`
 		MinInterval int64  `bencode:"min interval"`
 		Peers       []byte `bencode:"peers"`
@@ -122,7 +124,7 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 	if wire.Failure != "" {
 		return announceAnswer{}, fmt.Errorf("tracker refuses: %q", wire.Failure)
 	}
-	an := announceAnswer{interval: pause(wire.Interval, 30*time.Second)}
+	an := announceAnswer{complete: max(0, wire.Complete), interval: pause(wire.Interval, 30*time.Second)}
 	an.minInterval = min(an.interval, pause(wire.MinInterval, 5*time.Second))
 	an.peers = appendPeers(an.peers, wire.Peers, 4)
 	an.peers = appendPeers(an.peers, wire.Peers6, 16)

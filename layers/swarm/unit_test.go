@@ -1,13 +1,6 @@
 package swarm
 
-import (
-	"bytes"
-	"net"
-	"net/netip"
-	"os"
-	"testing"
-	"time"
-)
+import "testing"
 
 func TestIdentityIsReadBack(t *testing.T) {
 	for _, id := range []identity{
@@ -23,42 +16,6 @@ func TestIdentityIsReadBack(t *testing.T) {
 		if got := parseIdentity(v); got.seeder || got.zone != "" {
 			t.Errorf("parseIdentity(%q) = %+v", v, got)
 		}
-	}
-}
-
-func TestAliases(t *testing.T) {
-	b := newBook()
-	x, y := netip.MustParseAddrPort("10.0.0.1:7081"), netip.MustParseAddrPort("10.0.0.1:7082")
-	if first, again := b.dialable(x), b.dialable(x); first != again {
-		t.Errorf("two aliases for one peer: %v and %v", first, again)
-	}
-	if b.dialable(x).String() == b.dialable(y).String() {
-		t.Error("peers behind one IP share an alias: a ban would hit both")
-	}
-	for _, addr := range []netip.AddrPort{x, y, netip.MustParseAddrPort("[fd00::1]:1")} {
-		if got, ok := b.real(b.dialable(addr).String()); !ok || got != addr {
-			t.Errorf("real(dialable(%v)) = %v, %v", addr, got, ok)
-		}
-	}
-	if b.accepted(x).alias.Addr() != b.accepted(y).alias.Addr() {
-		t.Error("one host that dials twice has two aliases: a ban would not hold it")
-	}
-	lx, ly := netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")
-	if b.accepted(lx).alias.Addr() == b.accepted(ly).alias.Addr() {
-		t.Error("two connections on loopback share an alias")
-	}
-	if _, ok := b.real("10.0.0.1:7081"); ok {
-		t.Error("an address that is no alias can be dialled")
-	}
-}
-
-func TestBookIsBounded(t *testing.T) {
-	b := newBook()
-	for i := range 3 * maxDials {
-		b.dialable(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1))
-	}
-	if n := len(b.dials) + len(b.older); n > 2*maxDials {
-		t.Errorf("%d aliases kept, want at most %d", n, 2*maxDials)
 	}
 }
 
@@ -95,49 +52,8 @@ func FuzzParseAnswer(f *testing.F) {
 	})
 }
 
-// written is a net.Conn that keeps what is written to it.
-type written struct {
-	net.Conn
-	bytes.Buffer
+func (b *bans) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.ids)
 }
-
-func (w *written) Write(b []byte) (int, error) { return w.Buffer.Write(b) }
-func (w *written) Read(b []byte) (int, error)  { return w.Buffer.Read(b) }
-
-func TestKeepAlivesShowOnlyOnSilentConnections(t *testing.T) {
-	w := new(written)
-	c := &conn{Conn: w}
-	send := func(b []byte) {
-		t.Helper()
-		if n, err := c.Write(b); n != len(b) || err != nil {
-			t.Fatalf("Write = %d, %v", n, err)
-		}
-	}
-	send([]byte("data"))
-	send(keepAlive)
-	send(keepAlive)
-	if got := w.Len(); got != 4 {
-		t.Errorf("%d bytes went out, want the data only", got)
-	}
-	c.wrote.Add(-int64(keepAliveEvery))
-	send(keepAlive)
-	send(keepAlive)
-	if got := w.Len(); got != 8 {
-		t.Errorf("%d bytes went out after a minute's silence, want one keep-alive more", got)
-	}
-}
-
-// A read of a content that is closed must not fail once the swarm is left: the library
-// would panic.
-func TestReadOfWhatIsGone(t *testing.T) {
-	j := &joined{content: closedContent{}, gone: make(chan struct{})}
-	p := piece{files{j}, 0, 0, 100}
-	time.AfterFunc(10*time.Millisecond, func() { close(j.gone) })
-	if n, err := p.ReadAt(make([]byte, 100), 0); n != 100 || err != nil {
-		t.Errorf("ReadAt = %d, %v, want 100 bytes", n, err)
-	}
-}
-
-type closedContent struct{ content }
-
-func (closedContent) ReadAt([]byte, int64) (int, error) { return 0, os.ErrClosed }

@@ -1,0 +1,363 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm/choice"
+)
+
+const (
+	// maxPeers bounds the connections of one exchange. A host is fed as well by
+	// twenty as by all, and every piece is told to each.
+	maxPeers = 40
+	// enoughPeers is how many a host that fetches looks for; others may connect to it
+	// besides.
+	enoughPeers = 20
+	// tickEvery is how often an exchange with peers looks for what is late.
+	tickEvery = 100 * time.Millisecond
+	// deadAfter is how long a peer may owe us something and bring nothing.
+	deadAfter = 20 * time.Second
+)
+
+// Why a connection is given up.
+var (
+	errGone      = errors.New("connection given up")
+	errSated     = errors.New("nothing left to exchange")
+	errOneself   = errors.New("it is ourselves")
+	errTwice     = errors.New("connected already")
+	errTooMany   = errors.New("enough peers")
+	errBanned    = errors.New("banned for wrong pieces")
+	errStalled   = errors.New("it owes pieces and brings none")
+	errNotShared = errors.New("blob is not shared any more")
+)
+
+// exchange is one blob between this host and its peers, from Share or Fetch to Drop.
+//
+// What comes in and what goes out are decided by package choice, under mu: what to ask
+// of whom as long as we lack pieces (leech.go), what to reveal to whom where we are
+// the one who has them all (serve.go).
+type exchange struct {
+	client      *Client
+	torrent     *layers.Torrent
+	partial     *layers.Partial // nil when the blob was whole from the start
+	file        *os.File        // the blob, whole or arriving
+	pieces      int
+	chunkLength int64
+	release     func()          // gives back what Share was given
+	leaving     context.Context // ended by leave
+	leave       context.CancelFunc
+	running     sync.WaitGroup // all goroutines
+	tally       *tally
+	fetches     int // under way; client.mu guards it
+
+	failOnce sync.Once
+	failed   chan struct{} // closed when a piece could not be kept
+	failure  error         // why; set before failed is closed
+
+	announcing sync.Mutex // guards the two below
+	posts      []*post
+	posted     layers.InfoHash // the name they are under
+
+	mu         sync.Mutex // guards the rest, and what peers say of it
+	left       bool
+	alone      bool // no other host is known to have the whole blob
+	sources    int  // how many are, us included
+	have       bitset
+	missing    int // pieces
+	peers      map[[20]byte]*peer
+	candidates map[netip.AddrPort]*candidate
+	dialing    int
+	ticking    bool
+	takers     takers
+	arriving   map[int]*piece
+	unproven   map[int]*piece // here, but the hash to compare with is not
+	leech      *choice.Leech  // nil when nothing is missing, or this is an origin's
+	front      []int          // pieces readers stand at
+	frontAt    time.Duration  // since when
+	highest    int            // the last piece that any peer has
+	seed       *choice.Seed   // nil while nothing is revealed to anyone
+	hosts      map[*choice.Host]*peer
+}
+
+func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, release func()) *exchange {
+	x := &exchange{
+		client: c, torrent: t, partial: p, file: f, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), release: release,
+		failed:     make(chan struct{}),
+		have:       newBitset(t.Pieces()),
+		peers:      make(map[[20]byte]*peer),
+		candidates: make(map[netip.AddrPort]*candidate),
+		arriving:   make(map[int]*piece),
+		unproven:   make(map[int]*piece),
+		hosts:      make(map[*choice.Host]*peer),
+	}
+	x.takers = takers{length: min(max(t.PieceLength(), minTurn), maxTurn), clock: x.now}
+	x.leaving, x.leave = context.WithCancel(context.Background())
+	return x
+}
+
+// names are the infohashes of the swarm, the one to be used first first.
+func (x *exchange) names() []layers.InfoHash {
+	var names []layers.InfoHash
+	if m := x.torrent.Metainfo(); m != nil {
+		names = append(names, m.InfoHash())
+	}
+	if draft, ok := x.torrent.Draft(); ok {
+		names = append(names, draft)
+	}
+	return names
+}
+
+// now is the time as package choice counts it.
+func (x *exchange) now() time.Duration { return time.Since(x.client.began) }
+
+// fail ends the fetches of a blob whose bytes cannot be kept.
+func (x *exchange) fail(err error) {
+	x.failOnce.Do(func() {
+		x.failure = err
+		close(x.failed)
+	})
+}
+
+// close ends all connections, waits for them, and lets go of the blob.
+func (x *exchange) close() {
+	x.mu.Lock()
+	x.left = true
+	for _, p := range x.peers {
+		x.giveUp(p)
+	}
+	x.mu.Unlock()
+	x.leave()
+	x.running.Wait()
+	_ = x.file.Close() // it was only read
+	x.release()
+}
+
+// run serves a connection until it ends. It is called on running.
+func (x *exchange) run(l *link) {
+	defer l.conn.Close()
+	p := newPeer(x, l)
+	if err := x.admit(p); err != nil {
+		x.client.log.Debug("peer not taken", "peer", p.addr, "err", err)
+		return
+	}
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if err := p.write(x.leaving); err != nil {
+			l.conn.Close()
+		}
+	})
+	err := p.read(x.leaving)
+	x.dismiss(p)
+	writing.Wait()
+	x.client.log.Debug("peer gone", "peer", p.addr, "received", p.received, "sent", p.sent, "err", err)
+}
+
+// admit takes a connection in, or tells why not.
+func (x *exchange) admit(p *peer) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	other := x.peers[p.id]
+	switch {
+	case x.left:
+		return errNotShared
+	case p.id == x.client.id:
+		delete(x.candidates, p.addr)
+		return errOneself
+	case x.client.bans.has(p.id, p.addr):
+		return errBanned
+	case other != nil && !x.prefers(p, other):
+		return errTwice
+	case other == nil && len(x.peers) >= maxPeers:
+		return errTooMany
+	}
+	if other != nil {
+		x.giveUp(other)
+	}
+	x.peers[p.id] = p
+	p.shy = x.reveals()
+	p.hello()
+	x.tick()
+	return nil
+}
+
+// prefers decides between two connections to one peer, so that both ends decide alike:
+// for the one that the lesser peer ID dialed. Of two from the same end the older is dead.
+func (x *exchange) prefers(p, other *peer) bool {
+	if p.dialed == other.dialed {
+		return true
+	}
+	return p.dialed == (string(x.client.id[:]) < string(p.id[:]))
+}
+
+// giveUp ends a connection. Its reader hears of it and dismisses it. mu is held.
+func (x *exchange) giveUp(p *peer) {
+	p.closed = true
+	p.conn.Close()
+}
+
+// dismiss takes a connection out that has ended.
+func (x *exchange) dismiss(p *peer) {
+	p.conn.Close()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	p.closed = true
+	close(p.gone)
+	if x.peers[p.id] == p {
+		delete(x.peers, p.id)
+	}
+	x.unknown(p)
+	x.takers.remove(p)
+}
+
+// known makes p, which has said who it is, a source and a taker. mu is held.
+func (x *exchange) known(p *peer) {
+	if x.leech != nil && p.source == nil {
+		p.source = x.leech.Add(x.kind(p), x.now())
+	}
+	if p.shy && p.host == nil {
+		p.host = x.revealing().Add(p.who.zone, x.now())
+		x.hosts[p.host] = p
+		x.reveal()
+	}
+}
+
+func (x *exchange) kind(p *peer) choice.PeerKind {
+	switch {
+	case p.who.seeder:
+		return choice.Origin
+	case p.who.murder() && p.who.zone != x.client.cfg.Zone:
+		return choice.Far
+	}
+	return choice.Near
+}
+
+// unknown undoes known. mu is held.
+func (x *exchange) unknown(p *peer) {
+	x.takeBack(p)
+	if p.source != nil {
+		x.leech.Remove(p.source)
+		p.source = nil
+		x.pumpAll()
+	}
+	if p.host != nil {
+		x.seed.Remove(p.host, x.now())
+		delete(x.hosts, p.host)
+		p.host = nil
+		x.reveal()
+	}
+}
+
+// tick looks after the peers as long as there are any. mu is held.
+func (x *exchange) tick() {
+	if x.ticking || x.left {
+		return
+	}
+	x.ticking = true
+	x.running.Go(func() {
+		tick := time.NewTicker(tickEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-x.leaving.Done():
+				return
+			case <-tick.C:
+			}
+			if !x.look() {
+				return
+			}
+		}
+	})
+}
+
+// look is one tick. It returns false when there is nobody to look after.
+func (x *exchange) look() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.redial()
+	if len(x.peers) == 0 && x.dialing == 0 && len(x.candidates) == 0 {
+		x.ticking = false
+		x.seed = nil
+		return false
+	}
+	now := x.now()
+	for _, p := range x.peers {
+		if p.requests > 0 && now-p.heardAt > deadAfter {
+			x.client.log.Debug("peer stalls", "peer", p.addr, "requests", p.requests)
+			x.giveUp(p)
+		}
+	}
+	x.takers.hurry(now)
+	x.rescue(now)
+	x.pumpAll()
+	x.reveal()
+	return true
+}
+
+// list tells who is connected.
+func (x *exchange) list() []layers.Peer {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	peers := make([]layers.Peer, 0, len(x.peers))
+	for _, p := range x.peers {
+		peer := layers.Peer{
+			Addr: p.addr, Zone: p.who.zone, Seeder: p.who.seeder, Have: p.count, Pieces: x.pieces,
+			Received: p.received, Sent: p.sent,
+		}
+		if p.who.seeder || p.sated && p.who.murder() { // it may not have told us all
+			peer.Have = x.pieces
+		}
+		peer.Complete = peer.Have == x.pieces
+		peers = append(peers, peer)
+	}
+	return peers
+}
+
+// random is where choices between equals come from.
+func random() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
+
+// tell announces that we have piece i, but not to who has it too: it learns nothing.
+// mu is held.
+func (x *exchange) tell(i int) {
+	for _, p := range x.peers {
+		if !p.shy && (!p.has.has(i) || p.who.seeder) {
+			p.out = appendHave(p.out, i)
+			p.kick()
+		}
+	}
+}
+
+// enough tells everybody that we lack nothing any more, and gives up those who lack
+// nothing either. mu is held.
+func (x *exchange) enough() {
+	x.leech = nil
+	for _, p := range x.peers {
+		p.source = nil
+		p.signal(pp.NotInterested)
+		if x.done(p) {
+			x.giveUp(p)
+		}
+	}
+}
+
+// done tells whether there is nothing left to exchange with p. mu is held.
+func (x *exchange) done(p *peer) bool {
+	return x.missing == 0 && !p.who.seeder && (p.count == x.pieces || p.sated && p.who.murder())
+}
+
+// without is list without what is equal to v.
+func without[T comparable](list []T, v T) []T {
+	if i := slices.Index(list, v); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}

@@ -1,0 +1,354 @@
+package swarm
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/murderp2p/murder/layers/swarm/choice"
+)
+
+// maxAsked bounds the requests that a peer has been sent and has not answered. Clients
+// drop what goes beyond their own bound, which for many is 250.
+const maxAsked = 250
+
+// maxStrikes is how many wrong pieces a peer may have had a part in, together with
+// others, before it is taken for the one who spoils them. One that sent all of a wrong
+// piece is banned at once.
+const maxStrikes = 3
+
+// lack makes us a host that fetches. mu is held.
+func (x *exchange) lack() {
+	if x.missing == 0 || x.partial == nil || x.leech != nil {
+		return
+	}
+	x.leech = choice.NewLeech(x.torrent.Size(), x.torrent.PieceLength(), x.have.has, random())
+	x.leech.Wanted(x.front)
+	for _, p := range x.peers {
+		p.signal(pp.Interested)
+	}
+}
+
+// pumpAll asks of everybody what can be asked. mu is held.
+func (x *exchange) pumpAll() {
+	if x.leech == nil {
+		return
+	}
+	for _, p := range x.peers {
+		x.pump(p)
+	}
+}
+
+// pump asks p for as much as it should owe us. mu is held.
+func (x *exchange) pump(p *peer) {
+	if x.leech == nil || p.source == nil || p.choking || p.closed {
+		return
+	}
+	said := len(p.out)
+	for p.requests < maxAsked {
+		if p.askChunk() {
+			continue
+		}
+		i, ok := x.leech.Next(p.source, x.now())
+		if !ok {
+			break
+		}
+		x.ask(p, i)
+	}
+	if len(p.out) > said {
+		p.kick()
+	}
+}
+
+// ask notes piece i as asked of p. Its chunks are asked for one by one.
+func (x *exchange) ask(p *peer, i int) {
+	pc := x.arriving[i]
+	if pc == nil {
+		pc = newPiece(x.torrent, i, x.chunkLength)
+		x.arriving[i] = pc
+	}
+	a := &ask{peer: p, piece: pc, open: newBitset(chunks(pc.size, pc.chunk))}
+	pc.asks = append(pc.asks, a)
+	p.asks = append(p.asks, a)
+}
+
+// askChunk asks for the next chunk of the pieces that p has been chosen for, or tells
+// that there is none.
+func (p *peer) askChunk() bool {
+	for _, a := range p.asks {
+		for n := chunks(a.piece.size, a.piece.chunk); a.next < n; {
+			c := a.next
+			a.next++
+			if a.piece.got.has(c) {
+				continue
+			}
+			r := a.piece.request(c)
+			a.open.set(c)
+			a.n++
+			if p.requests == 0 {
+				p.heardAt = p.x.now()
+			}
+			p.requests++
+			p.out = appendRequest(p.out, pp.Request, r)
+			return true
+		}
+	}
+	return false
+}
+
+// readersWait is how long a reader may stand at a piece that nobody has offered before
+// an origin is asked for it outright.
+const readersWait = time.Second
+
+// rescue asks an origin for what a reader waits for in vain. It has every piece, also
+// those that it has not revealed to us; but as a rule they are better had from whom it
+// has revealed them to. A piece far ahead of all that was revealed to anyone is not on
+// its way to any of us, as when a client reads the blob's end first. mu is held.
+func (x *exchange) rescue(now time.Duration) {
+	if x.leech == nil {
+		return
+	}
+	for _, i := range x.front {
+		waited := now - x.frontAt
+		onItsWay := i <= x.highest+8+x.pieces/16
+		if x.have.has(i) || onItsWay && waited < readersWait {
+			continue
+		}
+		if pc := x.arriving[i]; pc != nil && len(pc.asks) > 0 {
+			continue
+		}
+		for _, p := range x.peers {
+			if p.who.seeder && !p.choking && p.source != nil && p.asking(i) == nil {
+				x.ask(p, i)
+				x.pump(p)
+				x.frontAt = now // if it refuses, not so soon again
+				break
+			}
+		}
+	}
+}
+
+// asking finds what p has been asked of piece i.
+func (p *peer) asking(i int) *ask {
+	for _, a := range p.asks {
+		if a.piece.index == i {
+			return a
+		}
+	}
+	return nil
+}
+
+// chunk takes in bytes of the blob. They are p's until it returns.
+func (x *exchange) chunk(p *peer, r request, b []byte) error {
+	pc := x.accept(p, r)
+	if pc == nil {
+		return nil // nobody waits for it any more
+	}
+	off := int64(r.index)*x.torrent.PieceLength() + int64(r.begin)
+	if _, err := x.partial.WriteAt(b, off); err != nil {
+		x.fail(err)
+		return err
+	}
+	pc.feed(b, int64(r.begin))
+	x.mu.Lock()
+	pc.writes--
+	done := pc.left == 0 && pc.writes == 0
+	x.mu.Unlock()
+	if done {
+		x.complete(pc)
+	}
+	return nil
+}
+
+// accept notes that a chunk has come, asks for more, and tells others whom it was
+// asked of that it is not needed any more. It returns nil for one that is of no use.
+func (x *exchange) accept(p *peer, r request) *piece {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	pc := x.arriving[int(r.index)]
+	if x.leech == nil || pc == nil {
+		return nil
+	}
+	c, ok := pc.find(r)
+	if !ok {
+		return nil
+	}
+	p.received += int64(r.length)
+	x.client.received(x, p, int64(r.length))
+	if a := p.asking(pc.index); a != nil {
+		a.settle(c)
+		x.leech.Progress(p.source, pc.index, int64(r.length), x.now())
+	}
+	if pc.got.has(c) {
+		return nil
+	}
+	pc.got.set(c)
+	pc.left--
+	pc.writes++
+	pc.from[p.id] = struct{}{}
+	for _, a := range pc.asks {
+		if a.settle(c) {
+			a.peer.out = appendRequest(a.peer.out, pp.Cancel, r)
+			a.peer.kick()
+		}
+	}
+	x.pump(p)
+	return pc
+}
+
+// settle notes that a chunk asked for will not be waited for any more. It tells whether
+// it was.
+func (a *ask) settle(c int) bool {
+	if !a.open.has(c) {
+		return false
+	}
+	a.open.clear(c)
+	a.n--
+	a.peer.requests--
+	a.peer.heardAt = a.peer.x.now()
+	return true
+}
+
+// end forgets that a's peer was asked for a's piece. If cancel is true the peer hears it.
+// mu is held.
+func (a *ask) end(cancel bool) {
+	p := a.peer
+	for c := range chunks(a.piece.size, a.piece.chunk) {
+		if a.settle(c) && cancel && !p.closed {
+			p.out = appendRequest(p.out, pp.Cancel, a.piece.request(c))
+		}
+	}
+	p.kick()
+	p.asks = without(p.asks, a)
+	a.piece.asks = without(a.piece.asks, a)
+}
+
+// takeBack ends all that p was asked for. mu is held.
+func (x *exchange) takeBack(p *peer) {
+	for _, a := range slices.Clone(p.asks) {
+		a.end(false)
+		if p.source != nil {
+			x.leech.Drop(p.source, a.piece.index)
+		}
+	}
+}
+
+// rejected takes note that p will not give what r asks for (BEP 6). mu is held.
+func (x *exchange) rejected(p *peer, r request) {
+	a := p.asking(int(r.index))
+	if a == nil || p.source == nil {
+		return
+	}
+	if c, ok := a.piece.find(r); !ok || !a.open.has(c) {
+		return
+	}
+	i := a.piece.index
+	a.end(false)
+	x.leech.Lost(p.source, i)
+	if p.has.has(i) {
+		p.has.clear(i)
+		p.count--
+	}
+	x.pumpAll()
+}
+
+// complete judges a piece whose bytes are all on disk.
+func (x *exchange) complete(pc *piece) {
+	sum, err := pc.sum(x.partial, int64(pc.index)*x.torrent.PieceLength())
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.mu.Lock()
+	want, known := x.torrent.Piece(pc.index)
+	if !known {
+		x.unproven[pc.index] = pc
+	}
+	x.mu.Unlock()
+	switch {
+	case !known: // prove goes on when it is
+	case sum == want:
+		x.proven(pc)
+	default:
+		x.spoilt(pc)
+	}
+}
+
+// prove judges the pieces whose hashes have become known.
+func (x *exchange) prove() {
+	var known []*piece
+	x.mu.Lock()
+	for i, pc := range x.unproven {
+		if _, ok := x.torrent.Piece(i); ok {
+			delete(x.unproven, i)
+			known = append(known, pc)
+		}
+	}
+	x.mu.Unlock()
+	for _, pc := range known {
+		x.complete(pc)
+	}
+}
+
+// proven keeps a piece that is right.
+func (x *exchange) proven(pc *piece) {
+	if err := x.partial.PieceDone(pc.index); err != nil {
+		x.fail(fmt.Errorf("keep piece %d: %w", pc.index, err))
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.arrived(pc.index)
+}
+
+// arrived notes that piece i is here, from wherever. mu is held.
+func (x *exchange) arrived(i int) {
+	if x.have.has(i) {
+		return
+	}
+	x.have.set(i)
+	x.missing--
+	if pc := x.arriving[i]; pc != nil {
+		delete(x.arriving, i)
+		for _, a := range slices.Clone(pc.asks) {
+			a.end(true)
+		}
+	}
+	delete(x.unproven, i)
+	if x.leech != nil {
+		x.leech.Done(i)
+	}
+	x.tell(i)
+	if x.missing == 0 {
+		x.enough()
+		return
+	}
+	x.pumpAll()
+}
+
+// spoilt throws a wrong piece away, and with it who is to blame.
+func (x *exchange) spoilt(pc *piece) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.arriving, pc.index)
+	for _, a := range slices.Clone(pc.asks) {
+		a.end(true)
+	}
+	if x.leech != nil {
+		x.leech.Failed(pc.index)
+	}
+	for id := range pc.from {
+		p := x.peers[id]
+		if p == nil {
+			continue
+		}
+		if p.strikes++; len(pc.from) == 1 || p.strikes >= maxStrikes {
+			x.client.log.Warn("peer banned for wrong bytes", "peer", p.addr, "digest", x.torrent.Digest(), "piece", pc.index)
+			x.client.bans.add(p.id, p.addr)
+			x.giveUp(p)
+		}
+	}
+	x.pumpAll()
+}

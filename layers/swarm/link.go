@@ -1,0 +1,142 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/anacrolix/torrent/metainfo"
+	"github.com/anacrolix/torrent/mse"
+	"github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/murderp2p/murder/layers"
+)
+
+const (
+	// dialTimeout bounds connecting: the peers are in one data centre.
+	dialTimeout = 3 * time.Second
+	// greetTimeout bounds both handshakes, BitTorrent's and the encryption's.
+	greetTimeout = 10 * time.Second
+	// readBuffer holds the small messages that come between chunks. What of a chunk
+	// is in it is copied once more, so it is small.
+	readBuffer = 4 << 10
+)
+
+// Dialer connects to a peer. The connection may be more than TCP: what the far end
+// sends and is sent passes through it untouched.
+type Dialer func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+
+func dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", addr.String())
+}
+
+// link is a connection whose far end has said which swarm it means.
+type link struct {
+	conn net.Conn
+	r    *bufio.Reader
+	w    io.Writer
+	// tcp is where files are sent from the kernel; nil when bytes change on the way.
+	tcp *net.TCPConn
+
+	name    layers.InfoHash
+	id      [20]byte
+	fast    bool // speaks BEP 6
+	extends bool // speaks BEP 10
+	dialed  bool // by us
+}
+
+// extensions are those we speak.
+var extensions = peer_protocol.NewPeerExtensionBytes(peer_protocol.ExtensionBitFast, peer_protocol.ExtensionBitLtep)
+
+// hail greets a peer that we have dialed, for the swarm of that name.
+func hail(ctx context.Context, conn net.Conn, name layers.InfoHash, id [20]byte) (*link, error) {
+	l := newLink(conn)
+	l.dialed = true
+	return l, l.greet(ctx, &name, id)
+}
+
+// answer greets a peer that has dialed us. secrets are the names of our swarms, which
+// encrypting peers are told apart by.
+func answer(ctx context.Context, conn net.Conn, id [20]byte, secrets mse.SecretKeyIter) (*link, error) {
+	l := newLink(conn)
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	if err := conn.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
+		return nil, err
+	}
+	start, err := l.r.Peek(len(peer_protocol.Protocol))
+	if err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
+	}
+	if string(start) != peer_protocol.Protocol {
+		rw, _, err := mse.ReceiveHandshake(ctx, readWriter{l.r, conn}, secrets, mse.DefaultCryptoSelector)
+		if err != nil {
+			return nil, fmt.Errorf("encrypted handshake: %w", err)
+		}
+		l.r, l.w, l.tcp = bufio.NewReaderSize(rw, readBuffer), rw, nil
+	}
+	return l, l.greet(ctx, nil, id)
+}
+
+type readWriter struct {
+	io.Reader
+	io.Writer
+}
+
+func newLink(conn net.Conn) *link {
+	l := &link{conn: conn, r: bufio.NewReaderSize(conn, readBuffer), w: conn}
+	l.tcp, _ = conn.(*net.TCPConn)
+	tune(conn)
+	return l
+}
+
+// greet exchanges the handshake of BEP 3.
+func (l *link) greet(ctx context.Context, name *layers.InfoHash, id [20]byte) error {
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	if err := l.conn.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
+		return err
+	}
+	res, err := peer_protocol.Handshake(ctx, readWriter{l.r, l.w}, (*metainfo.Hash)(name), id, extensions)
+	if err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	l.name, l.id = layers.InfoHash(res.Hash), res.PeerID
+	l.fast, l.extends = res.SupportsFast(), res.SupportsExtended()
+	if name != nil && l.name != *name {
+		return errors.New("handshake: the peer is in another swarm")
+	}
+	return l.conn.SetDeadline(time.Time{})
+}
+
+// send writes head and then n bytes of f from off on. It works in buf where it needs
+// one, and returns it for the next time.
+func (l *link) send(head []byte, f *os.File, off, n int64, buf []byte) ([]byte, error) {
+	if l.tcp != nil {
+		return buf, sendFile(l.tcp, head, f, off, n)
+	}
+	buf = append(buf[:0], head...)
+	buf = slices.Grow(buf, int(n))[:len(head)+int(n)]
+	if _, err := f.ReadAt(buf[len(head):], off); err != nil {
+		return buf, fmt.Errorf("read what a peer asked for: %w", err)
+	}
+	_, err := l.w.Write(buf)
+	return buf, err
+}
+
+// remote is the far end's address.
+func (l *link) remote() netip.AddrPort {
+	a, err := netip.ParseAddrPort(l.conn.RemoteAddr().String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

@@ -1,0 +1,296 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/anacrolix/torrent/bencode"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+	"golang.org/x/time/rate"
+
+	"github.com/murderp2p/murder/layers/swarm/choice"
+)
+
+const (
+	// keepAliveEvery is how often a silent connection says that it is alive. BEP 3
+	// has peers hang up after two minutes.
+	keepAliveEvery = time.Minute
+	// maxSilence is how long a connection may bring nothing at all.
+	maxSilence = 3 * time.Minute
+	// maxQueue is how many requests of one peer wait at the most: reqq in BEP 10.
+	maxQueue = 2048
+	// maxUnread bounds what waits for a peer that does not read, in bytes.
+	maxUnread = 1 << 20
+)
+
+// peer is a connection in an exchange. Two goroutines serve it: one reads, one writes.
+type peer struct {
+	*link
+	x    *exchange
+	wake chan struct{} // has room for one: there is something to write
+	gone chan struct{} // closed when the connection has been given up
+
+	// x.mu guards the rest.
+	closed   bool
+	who      identity
+	addr     netip.AddrPort // where it takes connections, as far as is known
+	has      bitset
+	count    int  // pieces it has
+	choking  bool // it serves us nothing
+	sated    bool // it has said that it wants nothing of us
+	strikes  int  // wrong pieces it had a part in
+	received int64
+	sent     int64
+
+	// As a source.
+	source   *choice.Peer // nil when it has nothing to say yet, or we lack nothing
+	asks     []*ask
+	requests int           // asked for and not answered
+	heardAt  time.Duration // when it last answered one, or was first asked
+
+	// As a taker.
+	shy    bool         // we do not say what we have, but reveal pieces one by one
+	host   *choice.Host // when shy, once it has said who it is
+	out    []byte       // messages to go
+	queue  []request    // what it asked for, the first first
+	served map[int]int64
+	turn   turn
+}
+
+func newPeer(x *exchange, l *link) *peer {
+	p := &peer{
+		link: l, x: x,
+		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		addr: l.remote(), has: newBitset(x.pieces), choking: true,
+		served: make(map[int]int64),
+	}
+	return p
+}
+
+// kick has the writer look for work.
+func (p *peer) kick() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// signal says something that has no fields.
+func (p *peer) signal(kind pp.MessageType) {
+	p.out = appendSignal(p.out, kind)
+	p.kick()
+}
+
+// hello is how we present ourselves, after the handshake. x.mu is held.
+func (p *peer) hello() {
+	if p.extends {
+		b, err := bencode.Marshal(pp.ExtendedHandshakeMessage{
+			M: map[pp.ExtensionName]pp.ExtensionNumber{}, V: p.x.client.self().String(),
+			Reqq: maxQueue, Port: int(p.x.client.port()),
+		})
+		if err == nil {
+			p.out = appendExtended(p.out, b)
+		}
+	}
+	switch {
+	case p.shy && p.fast:
+		p.out = appendSignal(p.out, pp.HaveNone)
+	case p.shy:
+	case p.x.missing == 0 && p.fast:
+		p.out = appendSignal(p.out, pp.HaveAll)
+	case p.x.missing == p.x.pieces && p.fast:
+		p.out = appendSignal(p.out, pp.HaveNone)
+	case p.x.missing < p.x.pieces:
+		p.out = appendBitfield(p.out, p.x.have, p.x.pieces)
+	}
+	p.signal(pp.Unchoke)
+	if p.x.leech != nil {
+		p.signal(pp.Interested)
+	}
+}
+
+// read hears the peer until the connection ends.
+func (p *peer) read(ctx context.Context) error {
+	d := decoder{r: p.r}
+	buf := chunkBuffers.Get().(*[]byte)
+	defer chunkBuffers.Put(buf)
+	for {
+		if err := p.conn.SetReadDeadline(time.Now().Add(maxSilence)); err != nil {
+			return err
+		}
+		m, err := d.next()
+		if err != nil {
+			return err
+		}
+		if m.kind == pp.Piece {
+			chunk := (*buf)[:m.req.length]
+			if _, err := io.ReadFull(p.r, chunk); err != nil {
+				return err
+			}
+			if err := limited(ctx, p.x.client.cfg.Download, len(chunk)); err != nil {
+				return err
+			}
+			err = p.x.chunk(p, m.req, chunk)
+		} else {
+			err = p.x.heard(p, m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// write tells the peer what there is to say, and serves it when it is its turn.
+func (p *peer) write(ctx context.Context) error {
+	alive := time.NewTicker(keepAliveEvery)
+	defer alive.Stop()
+	var buf, data []byte
+	for {
+		select {
+		case <-p.wake:
+		case <-alive.C:
+			if _, err := p.w.Write(make([]byte, 4)); err != nil {
+				return err
+			}
+		case <-p.gone:
+			return nil
+		}
+		for {
+			head, req, ok := p.x.toWrite(p, buf[:0])
+			if len(head) == 0 && !ok {
+				break
+			}
+			buf = head
+			var err error
+			if ok {
+				data, err = p.serve(ctx, head, req, data)
+			} else {
+				_, err = p.w.Write(head)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// serve sends head and the chunk that req asks for.
+func (p *peer) serve(ctx context.Context, head []byte, req request, buf []byte) ([]byte, error) {
+	if err := limited(ctx, p.x.client.cfg.Upload, int(req.length)); err != nil {
+		return buf, err
+	}
+	off := int64(req.index)*p.x.torrent.PieceLength() + int64(req.begin)
+	buf, err := p.send(appendPiece(head, req), p.x.file, off, int64(req.length), buf)
+	if err == nil {
+		p.x.wrote(p, req)
+	}
+	return buf, err
+}
+
+// limited lets n bytes through what l allows.
+func limited(ctx context.Context, l *rate.Limiter, n int) error {
+	if l == nil {
+		return nil
+	}
+	for n > 0 {
+		some := min(n, max(1, l.Burst()))
+		if err := l.WaitN(ctx, some); err != nil {
+			return err
+		}
+		n -= some
+	}
+	return nil
+}
+
+var errUnread = errors.New("the peer does not read")
+
+// heard takes in what p says, but for chunks.
+func (x *exchange) heard(p *peer, m message) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if p.closed {
+		return errGone
+	}
+	if len(p.out) > maxUnread {
+		return errUnread
+	}
+	switch m.kind {
+	case pp.Extended:
+		p.introduce(m.body)
+		return nil // what it has to offer comes next
+	case pp.Interested:
+		p.sated = false
+	case pp.NotInterested:
+		p.sated = true
+	case pp.Request:
+		return x.asked(p, m.req)
+	case pp.Cancel:
+		x.cancelled(p, m.req)
+		return nil
+	}
+	x.known(p)
+	switch m.kind {
+	case pp.Choke:
+		p.choking = true
+		x.takeBack(p)
+	case pp.Unchoke:
+		p.choking = false
+	case pp.Have:
+		if m.index >= x.pieces {
+			return fmt.Errorf("have of piece %d among %d: %w", m.index, x.pieces, errMessage)
+		}
+		x.offered(p, m.index)
+	case pp.HaveAll:
+		for i := range x.pieces {
+			x.offered(p, i)
+		}
+	case pp.Bitfield:
+		if len(m.body) != (x.pieces+7)/8 {
+			return fmt.Errorf("bitfield of %d bytes for %d pieces: %w", len(m.body), x.pieces, errMessage)
+		}
+		for i := range x.pieces {
+			if m.body[i/8]&(0x80>>(i%8)) != 0 {
+				x.offered(p, i)
+			}
+		}
+	case pp.Reject:
+		x.rejected(p, m.req)
+	}
+	x.pump(p)
+	if x.done(p) {
+		return errSated
+	}
+	return nil
+}
+
+// introduce takes in a message of BEP 10. Only its handshake, number 0, is of interest.
+func (p *peer) introduce(b []byte) {
+	var m pp.ExtendedHandshakeMessage
+	if len(b) > 0 && b[0] == 0 && bencode.Unmarshal(b[1:], &m) == nil {
+		p.who = parseIdentity(m.V)
+		if m.Port > 0 && m.Port < 1<<16 {
+			p.addr = netip.AddrPortFrom(p.addr.Addr(), uint16(m.Port))
+		}
+	}
+}
+
+// offered notes that p has piece i.
+func (x *exchange) offered(p *peer, i int) {
+	if p.has.has(i) {
+		return
+	}
+	p.has.set(i)
+	p.count++
+	x.highest = max(x.highest, i)
+	if p.source != nil {
+		x.leech.Have(p.source, i)
+	}
+	if p.host != nil {
+		x.seed.Have(p.host, i, x.now())
+		x.reveal()
+	}
+}

@@ -1,0 +1,20 @@
+//go:build !linux
+
+package swarm
+
+import (
+	"io"
+	"net"
+	"os"
+)
+
+func tune(net.Conn) {}
+
+// sendFile writes head and then n bytes of f from off on.
+func sendFile(conn *net.TCPConn, head []byte, f *os.File, off, n int64) error {
+	if _, err := conn.Write(head); err != nil {
+		return err
+	}
+	_, err := io.Copy(conn, io.NewSectionReader(f, off, n))
+	return err
+}
