@@ -90,10 +90,27 @@ bench-cold: ## the first pull of a 500 MB image, against one straight from the r
 bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
 	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+# LAB_FLAGS are the lab's own, as in LAB_FLAGS="-rate 25Mbit -repeat 3"; `bin/murder-lab -h` lists them.
 .PHONY: bench-fleet
-bench-fleet: build ## fleets in network namespaces, as root: SCENARIOS="equal16 waves", LAB_FLAGS="-rate 25Mbit"
-	go build -o bin/murder-lab ./integration/lab
+bench-fleet: build bin/murder-lab ## fleets in network namespaces, as root; SCENARIOS="equal16 waves" runs only those
 	bin/murder-lab $(LAB_FLAGS) $(SCENARIOS)
+
+.PHONY: bench-cpu
+bench-cpu: build bin/murder-lab ## CPU seconds a GiB of mirror and seeder, and one host against curl, as root
+	bin/murder-lab $(LAB_FLAGS) cpu lone
+
+.PHONY: profile
+profile: bin/murder-lab ## CPU and heap profiles of mirrors and seeder at full speed into bin/profile, as root
+	go build -trimpath -tags=disable_libutp,nosqlite,noboltdb,labprofile -o bin/murder-profile ./cmd/murder
+	bin/murder-lab -murder bin/murder-profile -profile bin/profile -out bin/profile $(LAB_FLAGS) cpu
+	for name in seeder mirror00 mirror01; do \
+		go tool pprof -top -nodecount=40 bin/profile/$$name.cpu | tee bin/profile/$$name.txt | head -30; \
+		go tool pprof -top -sample_index=alloc_space -nodecount=15 bin/profile/$$name.heap | tee -a bin/profile/$$name.txt; \
+	done
+
+.PHONY: bin/murder-lab
+bin/murder-lab:
+	go build -o $@ ./integration/lab
 
 .PHONY: image
 image: ## a container image, by docker or podman

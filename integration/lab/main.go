@@ -48,6 +48,7 @@ type options struct {
 	noLibrary      bool
 	noDirect, keep bool
 	murder, out    string
+	profile        string // folder, or "" for none
 	logLevel       string
 	names          []string // of scenarios
 }
@@ -76,6 +77,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.BoolVar(&o.keep, "keep", false, "keep data and logs of the runs")
 	flags.StringVar(&o.murder, "murder", "bin/murder", "murder's binary")
 	flags.StringVar(&o.out, "out", "bin/lab", "folder of the JSON files")
+	flags.StringVar(&o.profile, "profile", "", "folder for profiles of daemons that were built with the tag labprofile")
 	flags.StringVar(&o.logLevel, "log-level", "warn", "of the daemons; warnings are printed")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -78,6 +77,9 @@ func measure(ctx context.Context, s *stage, f fleet) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	if err := s.profileBegin(); err != nil {
+		return result{}, err
+	}
 	start := time.Now()
 	hosts := s.pullAll(ctx, f)
 	seconds := time.Since(start).Seconds()
@@ -86,6 +88,9 @@ func measure(ctx context.Context, s *stage, f fleet) (result, error) {
 	}
 	after, err := s.sample(context.WithoutCancel(ctx), f)
 	if err != nil {
+		return result{}, err
+	}
+	if err := s.profileEnd(ctx); err != nil {
 		return result{}, err
 	}
 	return newResult(s, before, after, hosts, seconds), nil
@@ -139,6 +144,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("not begun: %w", ctx.Err())
+		return ctx.Err()
 	}
 }

@@ -75,7 +75,7 @@ func (f *murderFleet) daemon(ctx context.Context, m *machine, role, name, comman
 		"--listen", fmt.Sprintf(":%d", port), "--peer-listen", fmt.Sprintf(":%d", peerPort),
 		"--data-dir", filepath.Join(f.dir, name), "--cache-size", "0",
 		"--insecure-registry", registryName(registryAddr), "--log-level", f.lab.logLevel}, flags...)
-	p, err := f.start(m, role, name, pipes{}, args...)
+	p, err := f.start(m, role, name, pipes{}, f.lab.profiled(name, args)...)
 	if err != nil {
 		return nil, err
 	}
