@@ -9,6 +9,7 @@ import (
 	"log"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,7 +24,6 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
-	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 )
@@ -38,8 +38,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience bounds every wait of these tests.
-const patience = 30 * time.Second
+// patience bounds every wait of these tests, also that for a seeder which is
+// well: on a busy machine it may be silent for long.
+const patience = time.Minute
 
 // big is the size of a blob of many pieces.
 const big = 3<<20 + 12345
@@ -106,14 +107,18 @@ func newSeederIn(t testing.TB, dir string, up *registrytest.Upstream) *testSeede
 	if s.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
 		t.Fatal(err)
 	}
-	if s.swarm, err = swarm.Open(swarm.Config{Listen: "127.0.0.1:0", Seeder: true, Log: testLog(t)}); err != nil {
+	peers, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.swarm, err = swarm.Open(swarm.Config{Listener: peers, Seeder: true, Log: testLog(t)}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.Seeder = seeder.Open(ctx, seeder.Config{
 		Store: s.store, Swarm: s.swarm, DefaultRegistry: up.Host,
-		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
-		TagTTL:   time.Minute, AuthTTL: time.Minute, AuthGrace: time.Hour,
+		Upstream: registrytest.Client(up.Host),
+		TagTTL:   time.Hour, AuthTTL: time.Hour, AuthGrace: time.Hour,
 		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
 	})
 	var running sync.WaitGroup
@@ -128,9 +133,15 @@ func newSeederIn(t testing.TB, dir string, up *registrytest.Upstream) *testSeede
 		s.Wait()
 	}
 	s.serve()
-	s.client = seeder.NewClient(registrytest.ParseURL(t, s.server.URL))
+	s.client = newClient(t, s.server.URL, patience)
 	t.Cleanup(s.close)
 	return s
+}
+
+// newClient asks a seeder. A patience of 0 is murder's own.
+func newClient(t testing.TB, u string, patience time.Duration) *seeder.Client {
+	t.Helper()
+	return seeder.NewClient(seeder.ClientConfig{URL: registrytest.ParseURL(t, u), Patience: patience})
 }
 
 func (s *testSeeder) serve() {

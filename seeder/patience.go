@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -18,14 +19,52 @@ import (
 // A mirror gives a seeder up within a second in which nothing comes from it: no
 // beat before an answer (see beat.go), no byte of a body. A body may rightly stop
 // for longer, while the registry's does; so its silence is only the reason to ask
-// /livez. A seeder of which anything else has come meanwhile is waited for a
-// little longer: on a host under load the beat or the probe may be what is late.
+// /livez. A request is waited for a little longer while something else comes from
+// the seeder: on a host under load the beat or the probe may be what is late.
+const defaultPatience = time.Second
+
+// Silence is counted in ticks, twentieths of the patience.
 const (
-	answerWithin = 750 * time.Millisecond // for /livez
-	bodySilence  = 250 * time.Millisecond // together a second
-	beatWithin   = 900 * time.Millisecond
-	doubtFor     = 3 * time.Second
+	beatTicks  = 18  // before an answer
+	bodyTicks  = 5   // of a body, before /livez is asked
+	livezTicks = 14  // before that answers: with the line above and the ticks' own delay, a second
+	doubtTicks = 60  // of one request, while the seeder is heard elsewhere
+	lateTicks  = 100 // that do not count, see silence
 )
+
+// silence is for how long nothing has come from a seeder, in ticks.
+//
+// A tick that comes late tells of us: this process, or the machine, did not get
+// to run, and what the seeder has sent meanwhile may lie unread. It does not
+// count, so that nobody is judged before all has been read that is there. A host
+// whose ticks are always late is starved and doubts for longer, but not for ever.
+type silence struct {
+	own  int // ticks without anything for one request
+	all  int // ticks without anything from the seeder
+	late int
+}
+
+// tick notes that a tick has come so long after the last one, and whether
+// anything has been heard from the seeder in between.
+func (s *silence) tick(after, every time.Duration, heard bool) {
+	if heard {
+		s.all = 0
+	}
+	if after > 2*every {
+		if s.late++; s.late <= lateTicks {
+			return
+		}
+	}
+	s.own++
+	if !heard {
+		s.all++
+	}
+}
+
+// reached tells whether the seeder has been silent for so many ticks.
+func (s *silence) reached(limit int) bool {
+	return s.own >= limit && (s.all >= limit || s.own >= doubtTicks)
+}
 
 var errHangs error = hangs{}
 
@@ -40,94 +79,94 @@ type patience struct {
 	requests http.RoundTripper
 	probes   http.RoundTripper // a connection of their own: the other may be what hangs
 	livez    string
-	alive    atomic.Int64 // when anything last came from the seeder, in nanoseconds since 1970
+	every    time.Duration // a tick
+	heard    atomic.Int64  // how often anything has come from the seeder
 }
 
-func (p *patience) lives() { p.alive.Store(time.Now().UnixNano()) }
-
-func newPatience(livez string) *patience {
+// newPatience returns a patience of so long; 0 means defaultPatience.
+func newPatience(long time.Duration, livez string) *patience {
+	if long == 0 {
+		long = defaultPatience
+	}
 	transport := func() *http.Transport {
 		t := registry.Transport()
 		t.Proxy = nil // seeders are neighbours, not the internet
+		t.DialContext = (&net.Dialer{Timeout: 3 * long}).DialContext
 		t.ResponseHeaderTimeout = 2 * maxWait
 		return t
 	}
-	return &patience{requests: transport(), probes: transport(), livez: livez}
-}
-
-// livedWithin tells whether anything has come from the seeder of late.
-func (p *patience) livedWithin(limit time.Duration) bool {
-	return time.Since(time.Unix(0, p.alive.Load())) < limit
+	return &patience{requests: transport(), probes: transport(), livez: livez, every: long / 20}
 }
 
 // probe returns nil when /livez answers in time.
 func (p *patience) probe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.livez, nil)
+	w := p.watch(ctx)
+	defer w.cancel(nil)
+	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, p.livez, nil)
 	if err != nil {
 		return err
 	}
+	w.begin(livezTicks)
+	defer w.end()
 	resp, err := p.probes.RoundTrip(req)
 	if err != nil {
-		return err
+		return w.blame(err)
 	}
 	defer resp.Body.Close()
+	p.heard.Add(1)
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answered %s", p.livez, resp.Status)
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
-	return err
+	return w.blame(err)
 }
-
-// noBeat is the check for a request to which no beat has come.
-func noBeat(context.Context) error { return errHangs }
 
 // RoundTrip implements http.RoundTripper. The answer's body fails, too, when
 // the seeder hangs in the middle of it.
 func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(req.Context())
-	w := &watch{patience: p, ctx: ctx, cancel: cancel, limit: beatWithin, check: noBeat}
-	w.begin()
-	req = req.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
+	w := p.watch(req.Context())
+	req = req.Clone(httptrace.WithClientTrace(w.ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
 	req.Header.Set(beatHeader, "1")
+	w.begin(beatTicks)
 	resp, err := p.requests.RoundTrip(req)
 	w.end()
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errHangs) {
-			err = cause
-		}
-		cancel(nil)
-		return nil, err
+		defer w.cancel(nil)
+		return nil, w.blame(err)
 	}
-	p.lives()
-	w.limit, w.check = bodySilence, p.probe
+	p.heard.Add(1)
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: w}
 	return resp, nil
 }
 
-// watch ends one request when the seeder is silent and found dead.
+// watch looks after one request while it waits for the seeder.
 type watch struct {
 	patience *patience
-	ctx      context.Context
+	ctx      context.Context // the request's
 	cancel   context.CancelCauseFunc
-	limit    time.Duration               // of silence
-	check    func(context.Context) error // what to do about it: nil is waiting on
 
-	mu    sync.Mutex // guards below
-	timer *time.Timer
-	since time.Time // of the silence
-	turn  int       // of waiting; a probe that ends in a later turn says nothing
+	mu      sync.Mutex // guards below
+	turn    int        // of waiting; a tick of an earlier one says nothing
+	timer   *time.Timer
+	limit   int   // of ticks
+	heard   int64 // what patience.heard was when it ticked last
+	ticked  time.Time
+	silence silence
+}
+
+func (p *patience) watch(ctx context.Context) *watch {
+	w := &watch{patience: p}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	return w
 }
 
 // begin is called when the waiting begins, end when it is over.
-func (w *watch) begin() {
+func (w *watch) begin(limit int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.turn++
-	turn := w.turn
-	w.since = time.Now()
-	w.timer = time.AfterFunc(w.limit, func() { w.silent(turn) })
+	w.limit = limit
+	w.restart()
 }
 
 func (w *watch) end() {
@@ -137,28 +176,67 @@ func (w *watch) end() {
 	w.timer.Stop()
 }
 
-// silent asks whether the seeder still lives, and goes on waiting if it does.
-func (w *watch) silent(turn int) {
-	err := w.check(w.ctx)
+// restart counts from nothing. w.mu is held.
+func (w *watch) restart() {
+	w.silence = silence{}
+	w.ticked, w.heard = time.Now(), w.patience.heard.Load()
+	turn := w.turn
+	w.timer = time.AfterFunc(w.patience.every, func() { w.tick(turn) })
+}
+
+// tick ends the request when the silence has become too long. That of a body
+// only asks /livez.
+func (w *watch) tick(turn int) {
+	limit, reached := w.count(turn)
+	if !reached {
+		return
+	}
+	err := errHangs
+	if limit == bodyTicks {
+		err = w.patience.probe(w.ctx)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.turn != turn:
+	case err == nil || !w.silence.reached(limit):
+		w.restart()
+	default:
+		w.cancel(errHangs)
+	}
+}
+
+// count counts a tick, and sets the next unless the limit is reached.
+func (w *watch) count(turn int) (limit int, reached bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.turn != turn {
-		return
+		return 0, false
 	}
-	if err != nil && (time.Since(w.since) > doubtFor || !w.patience.livedWithin(answerWithin)) {
-		w.cancel(errHangs)
-		return
+	now, heard := time.Now(), w.patience.heard.Load()
+	w.silence.tick(now.Sub(w.ticked), w.patience.every, heard != w.heard)
+	w.ticked, w.heard = now, heard
+	if !w.silence.reached(w.limit) {
+		w.timer.Reset(w.patience.every)
+		return w.limit, false
 	}
-	w.timer = time.AfterFunc(w.limit, func() { w.silent(turn) })
+	return w.limit, true
+}
+
+// blame returns errHangs if that is why the request ended with err.
+func (w *watch) blame(err error) error {
+	if err != nil && errors.Is(context.Cause(w.ctx), errHangs) {
+		return errHangs
+	}
+	return err
 }
 
 // beat is told that the seeder is at work on the answer.
 func (w *watch) beat(int, textproto.MIMEHeader) error {
-	w.patience.lives()
+	w.patience.heard.Add(1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.since = time.Now()
-	w.timer.Reset(w.limit)
+	w.silence = silence{}
 	return nil
 }
 
@@ -169,16 +247,16 @@ type watchedBody struct {
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
-	b.watch.begin()
+	b.watch.begin(bodyTicks)
 	n, err := b.ReadCloser.Read(p)
 	b.watch.end()
 	if n > 0 {
-		b.watch.patience.lives()
+		b.watch.patience.heard.Add(1)
 	}
-	if err != nil && err != io.EOF && errors.Is(context.Cause(b.watch.ctx), errHangs) {
-		err = errHangs
+	if err == io.EOF {
+		return n, err
 	}
-	return n, err
+	return n, b.watch.blame(err)
 }
 
 func (b *watchedBody) Close() error {

@@ -55,7 +55,7 @@ func seederClients(urls []string) ([]proxy.Seeder, error) {
 		if err != nil {
 			return nil, fmt.Errorf("seeder %q: %w", text, err)
 		}
-		clients = append(clients, seeder.NewClient(u))
+		clients = append(clients, seeder.NewClient(seeder.ClientConfig{URL: u}))
 	}
 	return clients, nil
 }
