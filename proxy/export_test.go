@@ -6,8 +6,8 @@ import (
 	"github.com/murderp2p/murder/layers"
 )
 
-// Hurry makes a mirror wait less before it leaves a way.
-func (m *Mirror) Hurry(coldWait, stallAfter time.Duration) {
+// SetWaits is for how long a mirror waits before it leaves a way.
+func (m *Mirror) SetWaits(coldWait, stallAfter time.Duration) {
 	m.coldWait, m.stallAfter = coldWait, stallAfter
 }
 

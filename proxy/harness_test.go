@@ -26,7 +26,6 @@ import (
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/proxy"
-	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 )
@@ -41,8 +40,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience bounds every wait of these tests.
-const patience = 30 * time.Second
+// patience bounds every wait of these tests, also that of a mirror for its
+// seeder: on a busy machine one that is well may be silent for long. Only tests
+// of seeders that hang let a mirror be as impatient as it is; see impatient.
+const patience = time.Minute
 
 // big is the size of a blob of many pieces.
 const big = 3<<20 + 12345
@@ -100,9 +101,12 @@ type machine struct {
 // by serve.
 func openMachine(t testing.TB, dir string, cfg swarm.Config) *machine {
 	t.Helper()
-	cfg.Listen, cfg.Log = "127.0.0.1:0", testLog(t)
 	m := &machine{wait: func() {}, stop: func() {}}
 	var err error
+	if cfg.Listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Log = testLog(t)
 	if m.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +179,8 @@ func newSeederIn(t testing.TB, dir string, cfg swarm.Config, up *registrytest.Up
 	ctx, stop := context.WithCancel(context.Background())
 	s := seeder.Open(ctx, seeder.Config{
 		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.Host,
-		Upstream: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
-		TagTTL:   time.Second, AuthTTL: time.Minute, AuthGrace: time.Hour,
+		Upstream: registrytest.Client(up.Host),
+		TagTTL:   time.Second, AuthTTL: time.Hour, AuthGrace: time.Hour,
 		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
 	})
 	m.stop, m.wait = stop, run(t, ctx, s)
@@ -204,8 +208,23 @@ func insecure(ups ...*registrytest.Upstream) setting {
 		hosts = append(hosts, up.Host)
 	}
 	return func(cfg *proxy.Config) {
-		cfg.Registries = registry.NewClient(registry.ClientConfig{Insecure: hosts})
+		cfg.Registries = registrytest.Client(hosts...)
 	}
+}
+
+// impatient lets a mirror ask seeders at the URLs, and give them up as soon as
+// murder does.
+func impatient(t testing.TB, seeders ...string) setting {
+	return func(cfg *proxy.Config) { cfg.Seeders = clients(t, 0, seeders) }
+}
+
+// clients ask seeders. A patience of 0 is murder's own.
+func clients(t testing.TB, patience time.Duration, urls []string) (list []proxy.Seeder) {
+	t.Helper()
+	for _, u := range urls {
+		list = append(list, seeder.NewClient(seeder.ClientConfig{URL: registrytest.ParseURL(t, u), Patience: patience}))
+	}
+	return list
 }
 
 // newMirror starts a mirror that asks the seeders at the URLs.
@@ -219,18 +238,17 @@ func newMirrorIn(t testing.TB, dir string, up *registrytest.Upstream, seeders []
 	m := &testMirror{machine: openMachine(t, dir, swarm.Config{}), up: up, metrics: prometheus.NewRegistry()}
 	cfg := proxy.Config{
 		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.Host,
-		Registries: registry.NewClient(registry.ClientConfig{Insecure: []string{up.Host}}),
-		AuthTTL:    time.Minute, AuthGrace: time.Hour,
+		Registries: registrytest.Client(up.Host),
+		Seeders:    clients(t, patience, seeders),
+		AuthTTL:    time.Hour, AuthGrace: time.Hour,
 		Metrics: proxy.NewMetrics(m.metrics), Log: testLog(t),
-	}
-	for _, u := range seeders {
-		cfg.Seeders = append(cfg.Seeders, seeder.NewClient(registrytest.ParseURL(t, u)))
 	}
 	for _, set := range settings {
 		set(&cfg)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	m.Mirror = proxy.Open(ctx, cfg)
+	m.SetWaits(patience, patience)
 	m.stop, m.wait = stop, run(t, ctx, m.Mirror)
 	m.serve(m.Mirror)
 	return m

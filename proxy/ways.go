@@ -61,12 +61,14 @@ func (d *download) bySwarm(ctx context.Context) error {
 }
 
 // watch counts what the swarm brings, and ends a fetch that brings nothing:
-// soon when the seeder is away, since then a piece may be missing for good.
+// soon when the seeder is away, since then a piece may be missing for good. The
+// silence is that of the ticks: time in which we did not get to run is not the
+// swarm's.
 func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 	defer d.count()
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	last, progress := time.Now(), d.partial.Progress()
+	silent, progress := time.Duration(0), d.partial.Progress()
 	for {
 		select {
 		case <-ctx.Done():
@@ -78,11 +80,12 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		d.count()
 		select {
 		case <-progress:
-			last, progress = time.Now(), d.partial.Progress()
+			silent, progress = 0, d.partial.Progress()
 			continue
 		default:
+			silent += watchEvery
 		}
-		if silent := time.Since(last); silent > d.mirror.stallAfter || silent > time.Second && !d.seederLives(ctx) {
+		if silent > d.mirror.stallAfter || silent > time.Second && !d.seederLives(ctx) {
 			cancel(errStalled)
 			return
 		}

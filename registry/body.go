@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,11 +16,15 @@ type idleBody struct {
 	io.ReadCloser
 	timer *time.Timer
 	limit time.Duration
+	idle  atomic.Bool // the limit was reached
 }
 
 func newIdleBody(body io.ReadCloser, limit time.Duration) *idleBody {
 	b := &idleBody{ReadCloser: body, limit: limit}
-	b.timer = time.AfterFunc(limit, func() { body.Close() })
+	b.timer = time.AfterFunc(limit, func() {
+		b.idle.Store(true)
+		body.Close()
+	})
 	b.timer.Stop()
 	return b
 }
@@ -27,7 +32,8 @@ func newIdleBody(body io.ReadCloser, limit time.Duration) *idleBody {
 func (b *idleBody) Read(p []byte) (int, error) {
 	b.timer.Reset(b.limit)
 	n, err := b.ReadCloser.Read(p)
-	if !b.timer.Stop() && err != nil {
+	b.timer.Stop()
+	if err != nil && err != io.EOF && b.idle.Load() {
 		err = errIdle
 	}
 	return n, err

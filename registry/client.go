@@ -40,7 +40,7 @@ const (
 	// mirror waits twice, for the seeder's question and for its own, and an
 	// engine has another way when it is told no in time.
 	answerTimeout = 10 * time.Second
-	// idleTimeout ends a body from which nothing comes any more.
+	// idleTimeout ends a body of which nothing comes any more.
 	idleTimeout = 10 * time.Second
 )
 
@@ -92,6 +92,8 @@ type ClientConfig struct {
 	// Transport is used for all requests; nil = one with murder's timeouts
 	// that obeys HTTP_PROXY and its like.
 	Transport http.RoundTripper
+	// Idle ends a body of which nothing has come for so long; 0 = 10 s.
+	Idle time.Duration
 }
 
 // Client is the [Upstream] that is asked over HTTP.
@@ -99,7 +101,7 @@ type Client struct {
 	cfg    ClientConfig
 	http   http.Client
 	tokens *anonymousTokens
-	idle   time.Duration // idleTimeout
+	idle   time.Duration
 }
 
 var _ Upstream = (*Client)(nil)
@@ -110,7 +112,7 @@ func NewClient(cfg ClientConfig) *Client {
 	if transport == nil {
 		transport = Transport()
 	}
-	c := &Client{cfg: cfg, idle: idleTimeout}
+	c := &Client{cfg: cfg, idle: cmp.Or(cfg.Idle, idleTimeout)}
 	c.http = http.Client{Transport: transport, CheckRedirect: c.redirect}
 	c.tokens = newAnonymousTokens(&c.http)
 	return c

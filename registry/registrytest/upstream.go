@@ -15,11 +15,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/murderp2p/murder/registry"
 )
 
 // Upstream is a real registry behind a handler that writes down each request,
@@ -357,6 +360,15 @@ func (u *Upstream) ManifestSize(t testing.TB, repo string, d digest.Digest) int6
 		t.Fatalf("manifest %s = %d", d, w.Code)
 	}
 	return int64(w.Body.Len())
+}
+
+// Client asks the registries at the hosts, over HTTP. It waits as long as a busy
+// machine may take, so that only what a test makes fail does.
+func Client(hosts ...string) *registry.Client {
+	const patience = time.Minute
+	transport := registry.Transport()
+	transport.DialContext, transport.ResponseHeaderTimeout = nil, patience
+	return registry.NewClient(registry.ClientConfig{Insecure: hosts, Transport: transport, Idle: patience})
 }
 
 // Drop takes a blob out of a repository.
