@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -13,10 +14,26 @@ import (
 )
 
 const (
-	// announces is how many may be under way at once, whatever the number of swarms.
+	// announces is how many may be under way at once, whatever the number of swarms,
+	// those held by their trackers not counted.
 	announces = 8
 	// announceTimeout is how long a tracker may take for one.
 	announceTimeout = 5 * time.Second
+	// maxAsk is how many peers are asked for at once. Our tracker counts no more as
+	// neighbours; who needs more asks again, when others may have found it.
+	maxAsk = 10
+	// holdFor is how long a tracker is asked to hold an answer until there is a peer
+	// to tell of; ours holds no longer.
+	holdFor = 25 * time.Second
+	// holds is how many announces may be held at once: each costs the tracker and us
+	// a connection.
+	holds = 32
+	// holdPause is between two held announces of a swarm: those who come together are
+	// told of together.
+	holdPause = 50 * time.Millisecond
+	// needPause is the least time between two announces of a swarm that loses peers,
+	// and gather how long it waits for more of them to go: a failing switch takes many.
+	needPause, gather = 2 * time.Second, 200 * time.Millisecond
 	// spread is what each swarm that is announced already adds to the time within
 	// which a new one first is. One blob is announced at once; those of a full
 	// cache, all shared at the start, over some seconds.
@@ -27,8 +44,25 @@ const (
 	pauseMin, pauseMax = time.Second, time.Hour
 )
 
+// member is a swarm that this host is in, as the announcer sees it. Its methods must
+// not call the announcer's.
+type member interface {
+	lacks() int64 // bytes missing; 0 is whole
+	wants() int   // how many more peers are of use now
+	// meet takes what a tracker tells: addresses of peers, and how many hosts have
+	// the whole blob.
+	meet(addrs []netip.AddrPort, complete int)
+}
+
 // announcer tells trackers which swarms this host is in and takes peers from them.
-// The library announces at most once a minute, and a pull is over by then.
+//
+// A swarm that lacks peers and bytes is announced with the wish that the answer be
+// held until there is a peer to tell of, again and again, if the tracker does that
+// (ours does): so the first hosts of a swarm hear of the others as they come. All
+// others are announced as often as the tracker asks for.
+//
+// A tracker that was started anew knows nobody. It has another ID then, and all of its
+// swarms are announced again soon once one answer has shown it.
 type announcer struct {
 	tracker tracker
 	log     *slog.Logger
@@ -38,22 +72,28 @@ type announcer struct {
 
 	mu      sync.Mutex // guards the rest; held for queue work only
 	queue   queue
-	busy    int             // posts being announced
-	closing bool            // run ends when the queue is empty
-	silent  map[string]bool // trackers that did not answer the last time
+	busy    int               // posts being announced
+	holding int               // posts whose next answer, or the one under way, may be held
+	closing bool              // run ends when the queue is empty
+	silent  map[string]bool   // trackers that did not answer the last time
+	ids     map[string]string // of the trackers that have one
 }
 
 // post is one tracker of one swarm.
 type post struct {
 	url    string
-	swarm  *exchange
+	swarm  member
 	name   layers.InfoHash
 	at     time.Time // when to announce next
+	last   time.Time // when it was announced
 	event  string    // what to say then (BEP 3)
 	index  int       // in the queue; -1 when not there
 	fails  int       // in a row
 	listed bool      // the tracker lists us
 	gone   bool      // the swarm is left
+	hold   bool      // the answer may be held: the next, or the one under way
+	needs  bool      // it has lost peers while it was being announced
+	cut    func()    // ends the announce under way if it may be held; else nil
 }
 
 func newAnnouncer(cfg Config, port uint16, peerID [20]byte) *announcer {
@@ -69,23 +109,53 @@ func newAnnouncer(cfg Config, port uint16, peerID [20]byte) *announcer {
 		log:     cfg.Log, stop: stop,
 		changed: make(chan struct{}, 1),
 		silent:  make(map[string]bool),
+		ids:     make(map[string]string),
 	}
 	a.running.Go(func() { a.run(ctx) })
 	return a
 }
 
-// add begins to announce a swarm.
-func (a *announcer) add(x *exchange, name layers.InfoHash, trackers []string) []*post {
+// add begins to announce a swarm under a name.
+func (a *announcer) add(m member, name layers.InfoHash, trackers []string) []*post {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	posts := make([]*post, len(trackers))
 	for i, url := range trackers {
-		delay := time.Duration(rand.Int64N(int64(spread)*int64(len(a.queue)+a.busy) + 1))
-		posts[i] = &post{url: url, swarm: x, name: name, event: eventStarted, at: time.Now().Add(delay)}
+		posts[i] = &post{url: url, swarm: m, name: name, event: eventStarted, at: a.soon()}
 		heap.Push(&a.queue, posts[i])
 	}
 	a.wake()
 	return posts
+}
+
+// soon is a time that is the farther away the more swarms there are. a.mu must be held.
+func (a *announcer) soon() time.Time {
+	return time.Now().Add(time.Duration(rand.Int64N(int64(spread)*int64(len(a.queue)+a.busy) + 1)))
+}
+
+// need announces a swarm that has lost peers before its time.
+func (a *announcer) need(posts []*post) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range posts {
+		switch at := p.needy(); {
+		case p.cut != nil: // it waits for new ones; those it has lost may be there still
+			p.interrupt()
+		case p.index < 0:
+			p.needs = true
+		case p.fails == 0 && at.Before(p.at):
+			a.move(p, at)
+		}
+	}
+}
+
+// needy is when p is announced if it needs peers.
+func (p *post) needy() time.Time {
+	at, soon := p.last.Add(needPause), time.Now().Add(gather)
+	if at.Before(soon) {
+		return soon
+	}
+	return at
 }
 
 // completed announces at once that the swarm's blob is whole here.
@@ -111,12 +181,27 @@ func (a *announcer) remove(posts []*post) {
 	}
 }
 
-// hurry puts p at the head of the queue, if it waits there. a.mu must be held.
+// hurry puts p at the head of the queue, if it waits there, or ends its announce if
+// that may be held. a.mu must be held.
 func (a *announcer) hurry(p *post) {
-	p.at = time.Now()
+	p.interrupt()
 	if p.index >= 0 {
-		heap.Fix(&a.queue, p.index)
+		a.move(p, time.Now())
 	}
+}
+
+// interrupt ends an announce under way that may be held. The announcer's mu must be held.
+func (p *post) interrupt() {
+	if p.cut != nil {
+		p.cut()
+		p.cut = nil
+	}
+}
+
+// move sets when p is announced, which must be in the queue. a.mu must be held.
+func (a *announcer) move(p *post, at time.Time) {
+	p.at = at
+	heap.Fix(&a.queue, p.index)
 	a.wake()
 }
 
@@ -145,6 +230,10 @@ func (a *announcer) run(ctx context.Context) {
 			case <-time.After(wait):
 			case <-a.changed:
 			}
+			continue
+		}
+		if p.hold {
+			workers.Go(func() { a.announce(ctx, p) })
 			continue
 		}
 		select {
@@ -181,18 +270,36 @@ func (a *announcer) next() (p *post, wait time.Duration, done bool) {
 
 // announce asks p's tracker, hands on the peers and puts p back into the queue.
 func (a *announcer) announce(ctx context.Context, p *post) {
-	a.mu.Lock()
-	event := p.event
-	a.mu.Unlock()
-	left := p.swarm.lacks()
-	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
-	defer cancel()
-	answer, err := a.tracker.announce(ctx, p.url, p.name, event, left)
-	a.report(p, err)
-	if err == nil && event != eventStopped {
-		p.swarm.meet(answer.peers, answer.complete)
+	ask := announceAsk{name: p.name, left: p.swarm.lacks()}
+	if ask.left > 0 {
+		ask.want = min(p.swarm.wants(), maxAsk)
 	}
-	a.again(p, event, answer, left > 0, err)
+	ctx, cut := context.WithCancel(ctx)
+	defer cut()
+	a.begin(p, &ask, cut)
+	late, cancel := context.WithTimeout(ctx, announceTimeout+ask.wait)
+	defer cancel()
+	answer, err := a.tracker.announce(late, p.url, ask)
+	switch {
+	case err == nil && ask.event != eventStopped:
+		p.swarm.meet(answer.peers, answer.complete)
+		fallthrough
+	case ctx.Err() == nil: // else there is something to say that is more urgent
+		a.report(p, err)
+	}
+	a.again(p, ask, answer, err, err != nil && ctx.Err() != nil)
+}
+
+// begin settles what is said in ask, and that cut ends it if it may be held.
+func (a *announcer) begin(p *post, ask *announceAsk, cut func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p.last, p.needs = time.Now(), false
+	ask.event = p.event
+	if p.hold && ask.want > 0 && ask.event == eventNone {
+		ask.wait = holdFor
+		p.cut = cut
+	}
 }
 
 // report logs when a tracker falls silent or speaks again: it has many swarms, and
@@ -212,33 +319,85 @@ func (a *announcer) report(p *post, err error) {
 	}
 }
 
-// again puts p back into the queue after event was announced.
-func (a *announcer) again(p *post, event string, answer announceAnswer, incomplete bool, err error) {
+// again puts p back into the queue after ask. cut tells that it was ended for the sake
+// of what is to be said now.
+func (a *announcer) again(p *post, ask announceAsk, answer announceAnswer, err error, cut bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.busy--
 	a.wake()
-	if event == eventStopped || p.gone && err != nil {
+	a.mayHold(p, false)
+	p.cut = nil
+	if ask.event == eventStopped || p.gone && err != nil && !cut {
 		return // heard or not: the tracker forgets us by itself
 	}
-	pause := answer.interval
-	if err != nil {
-		pause = min(retryMin<<min(p.fails, 5), retryMax)
-		p.fails++
-	} else {
-		p.fails, p.listed = 0, true
-		if p.event == event { // else it has become another meanwhile
-			p.event = eventNone
-		}
-		if incomplete && len(answer.peers) == 0 {
-			pause = answer.minInterval
-		}
-	}
-	p.at = time.Now().Add(jitter(pause))
-	if p.event != eventNone && err == nil {
+	switch {
+	case cut && p.event == eventNone:
+		p.at = p.needy()
+	case cut:
 		p.at = time.Now()
+	case err != nil:
+		p.at = time.Now().Add(jitter(min(retryMin<<min(p.fails, 5), retryMax)))
+		p.fails++
+	default:
+		a.heard(p, ask, answer)
 	}
 	heap.Push(&a.queue, p)
+}
+
+// heard settles when p is announced next, after a tracker has answered. a.mu must be held.
+func (a *announcer) heard(p *post, ask announceAsk, answer announceAnswer) {
+	a.recognize(p.url, answer.id)
+	p.fails, p.listed = 0, true
+	if p.event == ask.event { // else it has become another meanwhile
+		p.event = eventNone
+	}
+	pause := answer.interval
+	lacking := len(answer.peers) < ask.want
+	early := ask.wait > 0 && len(answer.peers) == 0 && time.Since(p.last) < ask.wait/2
+	switch {
+	case lacking && answer.holds && a.holding < holds && !early: // early, it is about to end
+		a.mayHold(p, true)
+		pause = holdPause
+	case lacking && len(answer.peers) == 0:
+		pause = answer.minInterval
+	}
+	p.at = time.Now().Add(jitter(pause))
+	if at := p.needy(); p.needs && at.Before(p.at) {
+		p.at = at
+	}
+	if p.event != eventNone {
+		p.at = time.Now()
+	}
+}
+
+// mayHold notes whether p's next answer may be held. a.mu must be held.
+func (a *announcer) mayHold(p *post, hold bool) {
+	if p.hold {
+		a.holding--
+	}
+	if p.hold = hold; hold {
+		a.holding++
+	}
+}
+
+// recognize has the swarms of a tracker announced again soon that is not the one it
+// was. a.mu must be held.
+func (a *announcer) recognize(url, id string) {
+	was := a.ids[url]
+	if id == "" || id == was {
+		return
+	}
+	a.ids[url] = id
+	if was == "" {
+		return
+	}
+	for _, p := range a.queue {
+		if at := a.soon(); p.url == url && p.fails == 0 && at.Before(p.at) {
+			p.at = at
+		}
+	}
+	heap.Init(&a.queue)
 }
 
 // jitter keeps hosts that began together from staying together: +-10 %.

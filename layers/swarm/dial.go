@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/murderp2p/murder/layers"
 )
 
 const (
@@ -62,8 +64,10 @@ func (x *exchange) connected(addr netip.AddrPort) bool {
 	return false
 }
 
-// wants is how many more peers are of use. mu is held.
+// wants is how many more peers are of use.
 func (x *exchange) wants() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if x.leech == nil || x.left {
 		return 0
 	}
@@ -125,18 +129,26 @@ func (c *Client) dial(ctx context.Context, addr netip.AddrPort, x *exchange) (l 
 		return nil, ctx.Err()
 	}
 	for _, name := range x.names() {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		defer cancel()
-		conn, err := c.cfg.Dial(ctx, addr)
-		if err != nil {
-			return nil, err
-		}
-		if l, err = hail(ctx, conn, name, c.id); err == nil {
+		if l, err = c.call(ctx, addr, name); err == nil {
 			return l, nil
 		}
-		conn.Close()
 	}
 	return nil, err
+}
+
+// call connects to addr for the swarm of that name.
+func (c *Client) call(ctx context.Context, addr netip.AddrPort, name layers.InfoHash) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := c.cfg.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	l, err := hail(ctx, conn, name, c.id)
+	if err != nil {
+		conn.Close()
+	}
+	return l, err
 }
 
 // bans remembers who sent wrong bytes, by peer ID and by address: a peer may change the

@@ -158,6 +158,7 @@ func (x *exchange) run(l *link) {
 	})
 	err := p.read(x.leaving)
 	x.dismiss(p)
+	x.client.need(x)
 	writing.Wait()
 	x.client.log.Debug("peer gone", "peer", p.addr, "received", p.received, "sent", p.sent, "err", err)
 }

@@ -167,8 +167,8 @@ func (x *exchange) fetch(ctx context.Context, trackers []string) error {
 	progress, wanted := p.Progress(), p.WantedChanged()
 	var look <-chan time.Time
 	x.want(p.Wanted())
-	x.publish(trackers)
 	for !x.sync() {
+		x.publish(trackers)
 		select {
 		case <-checked: // what is on disk is known: the rest can be asked for
 			checked = nil
@@ -177,7 +177,6 @@ func (x *exchange) fetch(ctx context.Context, trackers []string) error {
 			if err := x.torrent.Err(); err != nil {
 				return err
 			}
-			x.publish(trackers)
 			x.prove()
 		case <-progress:
 			progress, look = nil, time.After(syncPause)
@@ -203,7 +202,15 @@ func (x *exchange) fetch(ctx context.Context, trackers []string) error {
 	return nil
 }
 
-func (x *exchange) publish(trackers []string) { x.client.publish(x, trackers) }
+// publish is c.publish once x can take peers: what the tracker names before is lost.
+func (x *exchange) publish(trackers []string) {
+	x.mu.Lock()
+	ready := x.leech != nil || x.missing == 0
+	x.mu.Unlock()
+	if ready {
+		x.client.publish(x, trackers)
+	}
+}
 
 // sync takes in pieces that came from elsewhere, as over HTTP, and begins to ask for
 // the others. It returns whether all are here.
@@ -292,6 +299,16 @@ func (c *Client) completed(x *exchange) {
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
 	c.announcer.completed(x.posts)
+}
+
+// need announces x for peers before its time, if it has too few.
+func (c *Client) need(x *exchange) {
+	if x.wants() == 0 {
+		return
+	}
+	x.announcing.Lock()
+	defer x.announcing.Unlock()
+	c.announcer.need(x.posts)
 }
 
 // leave ends c's part in a swarm.

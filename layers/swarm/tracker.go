@@ -40,22 +40,32 @@ type tracker struct {
 	advertise netip.AddrPort
 }
 
+// announceAsk is what a tracker is told.
+type announceAsk struct {
+	name  layers.InfoHash
+	event string
+	left  int64         // bytes missing
+	want  int           // peers
+	wait  time.Duration // for how long the answer may be held until there is a new peer
+}
+
 // announceAnswer is what a tracker says.
 type announceAnswer struct {
+	id          string // of the tracker; another when it has been started anew
+	holds       bool   // it holds answers for those who ask for that
 	interval    time.Duration
 	minInterval time.Duration // for who has run out of peers
 	complete    int           // hosts that have the whole blob
 	peers       []netip.AddrPort
 }
 
-// announce tells the tracker at trackerURL that we are in a swarm and lack left
-// bytes.
-func (t tracker) announce(ctx context.Context, trackerURL string, ih layers.InfoHash, event string, left int64) (announceAnswer, error) {
+// announce tells the tracker at trackerURL that we are in a swarm.
+func (t tracker) announce(ctx context.Context, trackerURL string, ask announceAsk) (announceAnswer, error) {
 	u, err := url.Parse(trackerURL)
 	if err != nil {
 		return announceAnswer{}, fmt.Errorf("announce: %w", err)
 	}
-	query := t.query(ih, event, left)
+	query := t.query(ask)
 	if u.RawQuery != "" {
 		query = u.RawQuery + "&" + query
 	}
@@ -83,18 +93,22 @@ func (t tracker) announce(ctx context.Context, trackerURL string, ih layers.Info
 	return parseAnswer(body)
 }
 
-func (t tracker) query(ih layers.InfoHash, event string, left int64) string {
+func (t tracker) query(ask announceAsk) string {
 	q := url.Values{
-		"info_hash":  {string(ih[:])},
+		"info_hash":  {string(ask.name[:])},
 		"peer_id":    {string(t.peerID[:])},
 		"port":       {strconv.Itoa(int(t.port))},
 		"uploaded":   {"0"}, // our trackers keep no accounts
 		"downloaded": {"0"},
-		"left":       {strconv.FormatInt(left, 10)},
+		"left":       {strconv.FormatInt(ask.left, 10)},
+		"numwant":    {strconv.Itoa(ask.want)},
 		"compact":    {"1"},
 	}
-	if event != eventNone {
-		q.Set("event", event)
+	if ask.event != eventNone {
+		q.Set("event", ask.event)
+	}
+	if ask.wait > 0 {
+		q.Set("wait", strconv.Itoa(int(ask.wait/time.Second)))
 	}
 	if t.zone != "" {
 		q.Set("zone", t.zone)
@@ -117,6 +131,8 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 		MinInterval int64  `bencode:"min interval"`
 		Peers       []byte `bencode:"peers"`
 		Peers6      []byte `bencode:"peers6"`
+		ID          string `bencode:"tracker id"`
+		Wait        int64  `bencode:"wait"` // seconds; ours alone
 	}
 	if err := bencode.Unmarshal(b, &wire); err != nil {
 		return announceAnswer{}, fmt.Errorf("parse answer: %w", err)
@@ -124,7 +140,10 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 	if wire.Failure != "" {
 		return announceAnswer{}, fmt.Errorf("tracker refuses: %q", wire.Failure)
 	}
-	an := announceAnswer{complete: max(0, wire.Complete), interval: pause(wire.Interval, 30*time.Second)}
+	an := announceAnswer{
+		id: wire.ID, holds: wire.Wait > 0, complete: max(0, wire.Complete),
+		interval: pause(wire.Interval, 30*time.Second),
+	}
 	an.minInterval = min(an.interval, pause(wire.MinInterval, 5*time.Second))
 	an.peers = appendPeers(an.peers, wire.Peers, 4)
 	an.peers = appendPeers(an.peers, wire.Peers6, 16)

@@ -69,7 +69,7 @@ func (t *Tracker) announced(ctx context.Context, req *request, local net.Addr) e
 		// One announce may be lost on the way, and the next come late.
 		Expires: t.now() + a.wait + interval*5/2,
 	}
-	req.answer = answer{tracker: t.id, interval: interval}
+	req.answer = answer{tracker: t.id, holds: t.held.Load() < maxHeld, interval: interval}
 	h, err := t.list(req, self)
 	if h != nil {
 		t.hold(ctx, req, h, self)

@@ -13,6 +13,7 @@ import (
 // answer is what an announce is told.
 type answer struct {
 	tracker              string // who answers; another after a restart
+	holds                bool   // wait= is heeded
 	interval             time.Duration
 	complete, incomplete int
 	peers                []handout.Peer // the seeder beside the tracker has no ID
@@ -40,6 +41,11 @@ func (an *answer) encode(b []byte, a *announce) []byte {
 	}
 	b = append(b, "10:tracker id"...)
 	b = appendString(b, an.tracker)
+	if an.holds {
+		b = append(b, "4:waiti"...) // ours alone
+		b = strconv.AppendInt(b, seconds(maxWait), 10)
+		b = append(b, 'e')
+	}
 	return append(b, 'e')
 }
 

@@ -146,9 +146,9 @@ func TestEveryProcessHasAnotherName(t *testing.T) {
 
 // The answer is what the library's encoder would make of it.
 func TestAnswerIsCanonical(t *testing.T) {
-	an := answer{tracker: "ABC", interval: 30 * time.Second, complete: 1, incomplete: 2}
+	an := answer{tracker: "ABC", holds: true, interval: 30 * time.Second, complete: 1, incomplete: 2}
 	got := string(an.encode(nil, &announce{compact: true}))
-	if want := "d8:completei1e10:incompletei2e8:intervali30e12:min intervali5e5:peers0:10:tracker id3:ABCe"; got != want {
+	if want := "d8:completei1e10:incompletei2e8:intervali30e12:min intervali5e5:peers0:10:tracker id3:ABC4:waiti25ee"; got != want {
 		t.Errorf("answer = %s, want %s", got, want)
 	}
 	if got := string(an.encode(nil, &announce{})); !strings.Contains(got, "5:peersle10:") {

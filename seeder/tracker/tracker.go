@@ -13,7 +13,7 @@
 // Three things go beyond the BEPs. A peer may name its zone (zone=) and is then
 // mostly given peers of the same zone. A peer that lacks some may wait for them
 // (wait=SECONDS): then an answer that would tell of nobody new is held until
-// somebody comes. And a tracker whose seeder shares a torrent lists that seeder
+// somebody comes; "wait" in an answer says for how long at most. And a tracker whose seeder shares a torrent lists that seeder
 // as a peer, at the address the asker reached it on, so the seeder need not
 // announce to itself or know which of its addresses a host can reach.
 //

@@ -1,0 +1,202 @@
+package swarm
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/murderp2p/murder/layers"
+	origin "github.com/murderp2p/murder/seeder/tracker" // whose name is taken here
+)
+
+// wanting is a member that lacks a blob and wants so many peers.
+type wanting struct {
+	mu    sync.Mutex
+	whole bool
+	n     int
+	met   []netip.AddrPort
+}
+
+func (m *wanting) lacks() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.whole {
+		return 0
+	}
+	return 1000
+}
+
+func (m *wanting) wants() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return max(0, m.n-len(m.met))
+}
+
+func (m *wanting) meet(addrs []netip.AddrPort, _ int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range addrs {
+		if !slices.Contains(m.met, a) {
+			m.met = append(m.met, a)
+		}
+	}
+}
+
+func (m *wanting) knows() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.met)
+}
+
+// realTracker is the seeder's tracker. What it is asked is counted, and it can be
+// replaced by a new one.
+type realTracker struct {
+	url       string
+	now       atomic.Pointer[origin.Tracker]
+	held, all atomic.Int64
+}
+
+func newRealTracker(t *testing.T) *realTracker {
+	tr := &realTracker{}
+	tr.restart(t)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tr.all.Add(1)
+		if r.URL.Query().Get("wait") != "" {
+			tr.held.Add(1)
+			defer tr.held.Add(-1)
+		}
+		tr.now.Load().ServeAnnounce(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	tr.url = srv.URL + "/announce"
+	return tr
+}
+
+// restart begins with a new tracker and ends the old one.
+func (tr *realTracker) restart(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	now := origin.New(origin.Config{Log: testLog(t)})
+	tr.now.Store(now)
+	ended := make(chan struct{})
+	go func() { _ = now.Run(ctx); close(ended) }()
+	t.Cleanup(func() { cancel(); <-ended })
+}
+
+func (tr *realTracker) peers() int { return tr.now.Load().Stats().Peers }
+
+// announcing starts the announcer of a host that listens on port.
+func announcing(t *testing.T, port uint16) *announcer {
+	t.Helper()
+	a := newAnnouncer(Config{Log: testLog(t)}, port, [20]byte{byte(port), byte(port >> 8)})
+	t.Cleanup(func() { a.close(time.Second) })
+	return a
+}
+
+// in enters m into the swarm of that name until the test ends.
+func (a *announcer) in(t *testing.T, m member, name byte, url string) []*post {
+	t.Helper()
+	posts := a.add(m, layers.InfoHash{name}, []string{url})
+	t.Cleanup(func() { a.remove(posts) })
+	return posts
+}
+
+func TestTheFirstHearsOfAllWhoCome(t *testing.T) {
+	tr := newRealTracker(t)
+	const hosts = 6
+	var members []*wanting
+	for port := range uint16(hosts) {
+		m := &wanting{n: 20}
+		members = append(members, m)
+		announcing(t, 1000+port).in(t, m, 1, tr.url)
+		eventually(t, "held", func() bool { return tr.held.Load() == int64(len(members)) })
+	}
+	// Long before the interval of 30 s or the five of a poll are over.
+	eventually(t, "everybody knows everybody", func() bool {
+		return !slices.ContainsFunc(members, func(m *wanting) bool { return m.knows() < hosts-1 })
+	})
+}
+
+func TestHeldAnnouncesLeaveRoomForOthers(t *testing.T) {
+	tr := newRealTracker(t)
+	a := announcing(t, 1000)
+	for name := range byte(holds + announces) {
+		a.in(t, &wanting{n: 20}, name, tr.url)
+	}
+	eventually(t, "as many are held as may", func() bool { return tr.held.Load() == holds })
+	m := &wanting{whole: true}
+	a.in(t, m, 200, tr.url)
+	eventually(t, "another is announced", func() bool { return tr.now.Load().Stats().Swarms == holds+announces+1 })
+}
+
+func TestWhatIsUrgentCutsAHeldAnnounce(t *testing.T) {
+	tr := newRealTracker(t)
+	a, m := announcing(t, 1000), &wanting{n: 20}
+	posts := a.in(t, m, 1, tr.url)
+	eventually(t, "held", func() bool { return tr.held.Load() == 1 })
+	before := tr.all.Load()
+	a.need(posts)
+	eventually(t, "asked again, not held", func() bool { return tr.all.Load() > before })
+	eventually(t, "held again", func() bool { return tr.held.Load() == 1 })
+
+	m.mu.Lock()
+	m.whole = true
+	m.mu.Unlock()
+	a.completed(posts)
+	complete := func() bool {
+		return tr.scrape(t, 1) == "d5:filesd20:"+string(nameOf(1))+"d8:completei1e10:downloadedi1e10:incompletei0eeee"
+	}
+	eventually(t, "complete", complete)
+	a.remove(posts)
+	eventually(t, "left", func() bool { return tr.peers() == 0 })
+}
+
+func nameOf(name byte) []byte {
+	ih := layers.InfoHash{name}
+	return ih[:]
+}
+
+func (tr *realTracker) scrape(t *testing.T, name byte) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	q := "/scrape?info_hash="
+	for _, b := range nameOf(name) {
+		q += "%" + string("0123456789abcdef"[b>>4]) + string("0123456789abcdef"[b&15])
+	}
+	tr.now.Load().ServeScrape(w, httptest.NewRequest(http.MethodGet, q, nil))
+	return w.Body.String()
+}
+
+func TestANewTrackerIsToldOfAllSwarmsSoon(t *testing.T) {
+	tr := newRealTracker(t)
+	a := announcing(t, 1000)
+	const idle = 20
+	for name := range byte(idle) {
+		a.in(t, &wanting{whole: true}, name, tr.url) // to be announced again in five minutes
+	}
+	posts := a.in(t, &wanting{n: 0}, 100, tr.url)
+	eventually(t, "all announced", func() bool { return tr.peers() == idle+1 })
+	tr.restart(t)
+	a.need(posts) // any answer will do
+	eventually(t, "all announced to the new one", func() bool { return tr.peers() == idle+1 })
+}
+
+func TestATrackerThatDoesNotHoldIsNotAskedTo(t *testing.T) {
+	asked := make(chan string, 100)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Query().Get("wait")
+		_, _ = w.Write([]byte("d8:intervali1e5:peers0:e"))
+	}))
+	defer srv.Close()
+	announcing(t, 1000).in(t, &wanting{n: 20}, 1, srv.URL)
+	for range 3 {
+		if wait := <-asked; wait != "" {
+			t.Errorf("asked to wait for %s s", wait)
+		}
+	}
+}
