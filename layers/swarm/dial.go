@@ -122,6 +122,7 @@ func (x *exchange) dial(addr netip.AddrPort, c *candidate) {
 
 // dial connects to addr for x, whose swarm the peer may know by either name.
 func (c *Client) dial(ctx context.Context, addr netip.AddrPort, x *exchange) (l *link, err error) {
+	err = errNotShared // if it has no name any more
 	select {
 	case c.dials <- struct{}{}:
 		defer func() { <-c.dials }()

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// dialTimeout bounds connecting: the peers are in one data centre.
+	// dialTimeout bounds connecting and greeting: the peers are in one data centre.
 	dialTimeout = 3 * time.Second
 	// greetTimeout bounds both handshakes, BitTorrent's and the encryption's.
 	greetTimeout = 10 * time.Second

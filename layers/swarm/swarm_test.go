@@ -12,7 +12,6 @@ import (
 
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/metainfo"
-	"github.com/anacrolix/torrent/storage"
 
 	"github.com/murderp2p/murder/layers"
 )
@@ -122,27 +121,6 @@ func TestPiecesFromElsewhereEndTheFetch(t *testing.T) {
 		t.Errorf("the swarm is told that %d bytes are missing", n)
 	}
 }
-
-// badContent serves a blob of which every byte is wrong.
-type badContent struct{}
-
-func (badContent) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
-	return storage.TorrentImpl{
-		Piece: func(p metainfo.Piece) storage.PieceImpl { return badPiece{p} },
-		Close: func() error { return nil },
-	}, nil
-}
-
-type badPiece struct{ metainfo.Piece }
-
-func (p badPiece) ReadAt(b []byte, off int64) (int, error) {
-	clear(b)
-	return len(b), nil
-}
-func (badPiece) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
-func (badPiece) MarkComplete() error                    { return nil }
-func (badPiece) MarkNotComplete() error                 { return nil }
-func (badPiece) Completion() storage.Completion         { return storage.Completion{Ok: true, Complete: true} }
 
 // badPeer starts a client that claims to have m's blob and sends something else.
 func badPeer(t *testing.T, m *layers.Metainfo) netip.AddrPort {
