@@ -45,7 +45,7 @@ func TestMovedTagIsSeenAtOnce(t *testing.T) {
 	if got := resolve(alone); got.String() != want.String() {
 		t.Errorf("a mirror without a seeder resolves the moved tag to %s, want %s", got, want)
 	}
-	waitUntilWithin(t, 10*time.Second, "the mirror sees the moved tag", func() error {
+	waitUntil(t, "the mirror sees the moved tag", func() error {
 		if got := resolve(f.Mirrors[0]); got.String() != want.String() {
 			return errNotYet
 		}
