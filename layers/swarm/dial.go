@@ -37,11 +37,8 @@ type candidate struct {
 func (x *exchange) meet(addrs []netip.AddrPort, complete int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.sources = complete
 	x.alone = complete <= 1
-	if x.seed != nil {
-		x.seed.Shared(complete)
-	}
+	x.sourcesAre(complete)
 	if x.leech == nil {
 		return
 	}

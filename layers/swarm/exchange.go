@@ -53,6 +53,7 @@ type exchange struct {
 	file        *os.File        // the blob, whole or arriving
 	pieces      int
 	chunkLength int64
+	trackers    []string        // one beside each seeder
 	release     func()          // gives back what Share was given
 	leaving     context.Context // ended by leave
 	leave       context.CancelFunc
@@ -89,9 +90,9 @@ type exchange struct {
 	hosts      map[*choice.Host]*peer
 }
 
-func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, release func()) *exchange {
+func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, trackers []string, release func()) *exchange {
 	x := &exchange{
-		client: c, torrent: t, partial: p, file: f, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), release: release,
+		client: c, torrent: t, partial: p, file: f, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), trackers: trackers, release: release,
 		failed:     make(chan struct{}),
 		have:       newBitset(t.Pieces()),
 		peers:      make(map[[20]byte]*peer),

@@ -2,21 +2,25 @@ package swarm
 
 import (
 	"net/url"
+	"strconv"
 	"strings"
 )
 
 // identity is who a client says it is, in its extended handshake (BEP 10, "v"):
-// "murder/0.1.0 seeder zone=a". Other clients, and murders that lie, are mirrors
+// "murder/0.1.0 seeder zone=a origins=2". Other clients, and murders that lie, are mirrors
 // without a zone; what is done differently for a seeder or a zone costs them alone.
 type identity struct {
 	version string
 	seeder  bool
 	zone    string
+	origins int // seeders it knows of; 0 is not said
 }
 
-// self is who we are.
-func (c *Client) self() identity {
-	return identity{version: c.cfg.Version, seeder: c.cfg.Seeder, zone: c.cfg.Zone}
+// self is who we are in x. Every seeder has a tracker of its own, so we know how many
+// there are, and they, who do not know of each other, hear it from us.
+func (x *exchange) self() identity {
+	cfg := x.client.cfg
+	return identity{version: cfg.Version, seeder: cfg.Seeder, zone: cfg.Zone, origins: len(x.trackers)}
 }
 
 // murder tells whether it is one of us.
@@ -28,7 +32,11 @@ func (id identity) String() string {
 	if id.seeder {
 		role = "seeder"
 	}
-	return "murder/" + url.QueryEscape(id.version) + " " + role + " zone=" + url.QueryEscape(id.zone)
+	v := "murder/" + url.QueryEscape(id.version) + " " + role + " zone=" + url.QueryEscape(id.zone)
+	if id.origins > 0 {
+		v += " origins=" + strconv.Itoa(id.origins)
+	}
+	return v
 }
 
 func parseIdentity(v string) identity {
@@ -42,6 +50,10 @@ func parseIdentity(v string) identity {
 	for _, word := range words[2:] {
 		if zone, ok := strings.CutPrefix(word, "zone="); ok {
 			id.zone, _ = url.QueryUnescape(zone)
+		}
+		if n, ok := strings.CutPrefix(word, "origins="); ok {
+			origins, _ := strconv.ParseUint(n, 10, 8)
+			id.origins = int(origins)
 		}
 	}
 	return id

@@ -21,7 +21,7 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	if m.Pieces() == 0 {
 		return b.Close() // nobody has to ask for the empty blob
 	}
-	x := c.newExchange(m.Torrent(), nil, b.File(), func() { _ = b.Close() })
+	x := c.newExchange(m.Torrent(), nil, b.File(), trackers, func() { _ = b.Close() })
 	for i := range x.pieces {
 		x.have.set(i)
 	}
@@ -30,7 +30,7 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	if err != nil || there != x {
 		return errors.Join(err, b.Close())
 	}
-	c.publish(x, trackers)
+	c.publish(x)
 	return nil
 }
 
@@ -40,7 +40,7 @@ func (c *Client) ShareArriving(_ context.Context, t *layers.Torrent, p *layers.P
 	if t.Pieces() == 0 {
 		return nil
 	}
-	x, err := c.open(t, p)
+	x, err := c.open(t, p, trackers)
 	if err != nil {
 		return err
 	}
@@ -50,23 +50,23 @@ func (c *Client) ShareArriving(_ context.Context, t *layers.Torrent, p *layers.P
 		return err
 	}
 	x.missing = 0 // it lacks nothing that a peer could give
-	x.running.Go(func() { x.grow(trackers) })
+	x.running.Go(func() { x.grow() })
 	return nil
 }
 
 // open begins an exchange of a blob that is arriving.
-func (c *Client) open(t *layers.Torrent, p *layers.Partial) (*exchange, error) {
+func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (*exchange, error) {
 	f, err := p.OpenFile()
 	if err != nil {
 		return nil, fmt.Errorf("open arriving blob %s: %w", t.Digest(), err)
 	}
-	x := c.newExchange(t, p, f, func() {})
+	x := c.newExchange(t, p, f, trackers, func() {})
 	x.missing = x.pieces
 	return x, nil
 }
 
 // grow offers what becomes known of a torrent, until all is or it fails.
-func (x *exchange) grow(trackers []string) {
+func (x *exchange) grow() {
 	for known := 0; ; {
 		changed := x.torrent.Changed()
 		x.mu.Lock()
@@ -78,7 +78,7 @@ func (x *exchange) grow(trackers []string) {
 			x.reveal()
 		}
 		x.mu.Unlock()
-		x.client.publish(x, trackers)
+		x.client.publish(x)
 		if err := x.torrent.Err(); err != nil {
 			x.client.log.Debug("blob not shared any more", "digest", x.torrent.Digest(), "err", err)
 			x.client.forsake(x)
@@ -103,20 +103,20 @@ func (c *Client) Fetch(ctx context.Context, t *layers.Torrent, p *layers.Partial
 	if t.Pieces() == 0 {
 		return nil
 	}
-	x, err := c.begin(t, p)
+	x, err := c.begin(t, p, trackers)
 	if err != nil {
 		return err
 	}
-	err = x.fetch(ctx, trackers)
+	err = x.fetch(ctx)
 	c.end(x, err)
 	return err
 }
 
 // begin joins the swarm for p, or goes in with who fetches the same p already. One
 // that has another content is of an earlier life of the blob, and left.
-func (c *Client) begin(t *layers.Torrent, p *layers.Partial) (*exchange, error) {
+func (c *Client) begin(t *layers.Torrent, p *layers.Partial, trackers []string) (*exchange, error) {
 	for {
-		x, err := c.open(t, p)
+		x, err := c.open(t, p, trackers)
 		if err != nil {
 			return nil, err
 		}
@@ -161,14 +161,14 @@ func (c *Client) end(x *exchange, err error) {
 const syncPause = 20 * time.Millisecond
 
 // fetch works until the blob has every piece.
-func (x *exchange) fetch(ctx context.Context, trackers []string) error {
+func (x *exchange) fetch(ctx context.Context) error {
 	p := x.partial
 	checked, changed := p.Checked(), x.torrent.Changed()
 	progress, wanted := p.Progress(), p.WantedChanged()
 	var look <-chan time.Time
 	x.want(p.Wanted())
 	for !x.sync() {
-		x.publish(trackers)
+		x.publish()
 		select {
 		case <-checked: // what is on disk is known: the rest can be asked for
 			checked = nil
@@ -197,18 +197,18 @@ func (x *exchange) fetch(ctx context.Context, trackers []string) error {
 			return ErrClosed
 		}
 	}
-	x.publish(trackers)
+	x.publish()
 	x.client.completed(x)
 	return nil
 }
 
 // publish is c.publish once x can take peers: what the tracker names before is lost.
-func (x *exchange) publish(trackers []string) {
+func (x *exchange) publish() {
 	x.mu.Lock()
 	ready := x.leech != nil || x.missing == 0
 	x.mu.Unlock()
 	if ready {
-		x.client.publish(x, trackers)
+		x.client.publish(x)
 	}
 }
 
@@ -272,7 +272,7 @@ func (c *Client) join(x *exchange) (*exchange, error) {
 
 // publish makes x known under its names, and announces it under the first of them
 // unless it is. It does nothing once x has been left.
-func (c *Client) publish(x *exchange, trackers []string) {
+func (c *Client) publish(x *exchange) {
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
 	names := x.names()
@@ -291,7 +291,7 @@ func (c *Client) publish(x *exchange, trackers []string) {
 		return
 	}
 	c.announcer.remove(x.posts)
-	x.posts, x.posted = c.announcer.add(x, names[0], trackers), names[0]
+	x.posts, x.posted = c.announcer.add(x, names[0], x.trackers), names[0]
 }
 
 // completed announces that the blob is whole here.

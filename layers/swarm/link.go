@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/anacrolix/torrent/metainfo"
@@ -45,6 +46,8 @@ type link struct {
 	w    io.Writer
 	// tcp is where files are sent from the kernel; nil when bytes change on the way.
 	tcp *net.TCPConn
+	// socket is what lies below all; nil when that is none.
+	socket syscall.RawConn
 
 	name    layers.InfoHash
 	id      [20]byte
@@ -94,8 +97,22 @@ type readWriter struct {
 func newLink(conn net.Conn) *link {
 	l := &link{conn: conn, r: bufio.NewReaderSize(conn, readBuffer), w: conn}
 	l.tcp, _ = conn.(*net.TCPConn)
-	tune(conn)
+	l.socket = socketOf(conn)
+	tune(l.socket)
 	return l
+}
+
+// socketOf returns the socket below conn, which may be TLS, or nil.
+func socketOf(conn net.Conn) syscall.RawConn {
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = over.NetConn()
+	}
+	if socket, ok := conn.(syscall.Conn); ok {
+		if raw, err := socket.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
 }
 
 // greet exchanges the handshake of BEP 3.
@@ -115,6 +132,23 @@ func (l *link) greet(ctx context.Context, name *layers.InfoHash, id [20]byte) er
 		return errors.New("handshake: the peer is in another swarm")
 	}
 	return l.conn.SetDeadline(time.Time{})
+}
+
+// chunk fills b, whose bytes the peer has begun to send.
+func (l *link) chunk(b []byte) error {
+	if l.tcp == nil {
+		_, err := io.ReadFull(l.r, b)
+		return err
+	}
+	n, err := io.ReadFull(l.r, b[:min(len(b), l.r.Buffered())])
+	for n < len(b) && err == nil {
+		expect(l.socket, len(b)-n)
+		var more int
+		more, err = l.tcp.Read(b[n:])
+		n += more
+	}
+	expect(l.socket, 1)
+	return noEOF(err)
 }
 
 // send writes head and then n bytes of f from off on. It works in buf where it needs

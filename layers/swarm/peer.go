@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"time"
 
@@ -89,7 +88,7 @@ func (p *peer) signal(kind pp.MessageType) {
 func (p *peer) hello() {
 	if p.extends {
 		b, err := bencode.Marshal(pp.ExtendedHandshakeMessage{
-			M: map[pp.ExtensionName]pp.ExtensionNumber{}, V: p.x.client.self().String(),
+			M: map[pp.ExtensionName]pp.ExtensionNumber{}, V: p.x.self().String(),
 			Reqq: maxQueue, Port: int(p.x.client.port()),
 		})
 		if err == nil {
@@ -128,7 +127,7 @@ func (p *peer) read(ctx context.Context) error {
 		}
 		if m.kind == pp.Piece {
 			chunk := (*buf)[:m.req.length]
-			if _, err := io.ReadFull(p.r, chunk); err != nil {
+			if err := p.link.chunk(chunk); err != nil {
 				return err
 			}
 			if err := limited(ctx, p.x.client.cfg.Download, len(chunk)); err != nil {
@@ -275,6 +274,7 @@ func (p *peer) introduce(b []byte) {
 		if m.Port > 0 && m.Port < 1<<16 {
 			p.addr = netip.AddrPortFrom(p.addr.Addr(), uint16(m.Port))
 		}
+		p.x.sourcesAre(p.who.origins)
 	}
 }
 

@@ -109,6 +109,18 @@ func (x *exchange) revealing() *choice.Seed {
 	return x.seed
 }
 
+// sourcesAre takes note of how many hosts have the whole blob, so that we do not begin
+// with the same pieces. mu is held.
+func (x *exchange) sourcesAre(n int) {
+	if n <= x.sources {
+		return
+	}
+	x.sources = n
+	if x.seed != nil {
+		x.seed.Shared(n)
+	}
+}
+
 // here is how many pieces from the first on can be sent. mu is held.
 func (x *exchange) here() int {
 	if x.growing() {

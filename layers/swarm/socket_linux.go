@@ -19,26 +19,26 @@ const unsentLimit = 32 << 10
 
 // tune sets what a connection of many small messages among bulk needs. It leaves
 // buffers to the kernel, which lets them grow with the flow.
-func tune(conn net.Conn) {
-	raw, err := rawConn(conn)
-	if err != nil {
-		return // not a socket: nothing to tune
+func tune(raw syscall.RawConn) {
+	if raw != nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		})
 	}
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
-	})
 }
 
-// rawConn returns the socket below conn, which may be TLS.
-func rawConn(conn net.Conn) (syscall.RawConn, error) {
-	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = over.NetConn()
+// maxExpected bounds expect in bytes: more would make the kernel enlarge its buffer.
+const maxExpected = 64 << 10
+
+// expect has a reader of the socket woken when n bytes are there, and not for each
+// packet, of which a chunk has dozens. It is for bytes that are sure to come: what
+// comes after them must be waited for with an n of 1.
+func expect(raw syscall.RawConn, n int) {
+	if raw != nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, min(n, maxExpected))
+		})
 	}
-	socket, ok := conn.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("%T is no socket", conn)
-	}
-	return socket.SyscallConn()
 }
 
 // sendFile writes head and then n bytes of f from off on, without a copy through this

@@ -6,9 +6,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 )
 
-func tune(net.Conn) {}
+func tune(syscall.RawConn)        {}
+func expect(syscall.RawConn, int) {}
 
 // sendFile writes head and then n bytes of f from off on.
 func sendFile(conn *net.TCPConn, head []byte, f *os.File, off, n int64) error {

@@ -385,3 +385,31 @@ func TestManySharesAnnounceWithoutARush(t *testing.T) {
 		return len(tr.swarms) == blobs
 	})
 }
+
+// Two seeders of one blob do not both send all of it.
+func TestTwoOriginsShareTheWork(t *testing.T) {
+	blob, _ := testBlob(16<<20, 14)
+	var trackers []string
+	var origins []*host
+	var m *layers.Metainfo
+	for range 2 {
+		tr := newTracker(t) // each knows its own seeder
+		o := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(4 << 20)})
+		m = o.share(t, blob, tr.url)
+		trackers, origins = append(trackers, tr.url), append(origins, o)
+	}
+	var all sync.WaitGroup
+	for i := range 4 {
+		h := newHost(t, Config{})
+		all.Go(func() { mustEqual(t, fmt.Sprint("host ", i), h.fetch(t, m, trackers...), blob) })
+	}
+	all.Wait()
+	var sent int64
+	for _, o := range origins {
+		sent += o.Stats().Sent
+	}
+	if sent > m.Size()*17/10 {
+		t.Errorf("two seeders sent %d bytes of a blob of %d", sent, m.Size())
+	}
+	t.Logf("sent %.2f copies", float64(sent)/float64(m.Size()))
+}

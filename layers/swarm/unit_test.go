@@ -5,6 +5,7 @@ import "testing"
 func TestIdentityIsReadBack(t *testing.T) {
 	for _, id := range []identity{
 		{version: "1.0", seeder: true, zone: "a"},
+		{version: "1.0", zone: "a", origins: 2},
 		{version: "dev", zone: "rack 7 zone=b\n%"},
 		{version: "dev"},
 	} {
