@@ -13,6 +13,7 @@ type sample struct {
 	traffic map[string]traffic // by role
 	hosts   []traffic
 	cable   traffic
+	drops   drops
 	usage   map[string]usage // by role; CPU summed up, the highest peak
 	each    []usage          // of the hosts' programs
 	payload payload
@@ -40,6 +41,9 @@ func (s *stage) sample(ctx context.Context, f fleet) (c sample, err error) {
 		if c.cable, err = s.network.crossing(); err != nil {
 			return c, err
 		}
+	}
+	if c.drops, err = s.network.drops(); err != nil {
+		return c, err
 	}
 	if err := s.sampleUsage(&c); err != nil {
 		return c, err

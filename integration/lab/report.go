@@ -25,7 +25,7 @@ func printResult(w io.Writer, r result) {
 	if r.Crossed > 0 {
 		fmt.Fprintf(w, "; into the far zone %.2f", float64(r.Crossed)/float64(r.Size))
 	}
-	fmt.Fprintf(w, "; %.1f %% sent again\n  cost    ", 100*r.Retransmits)
+	fmt.Fprintf(w, "; %.1f %% sent again, dropped at cards %d, switch %d\n  cost    ", 100*r.Retransmits, r.Drops.Cards, r.Drops.Switch)
 	for _, c := range r.Roles {
 		fmt.Fprintf(w, " %s %.1f CPU s", c.Role, c.CPU)
 		if c.PerGiB > 0 {

@@ -33,6 +33,7 @@ type result struct {
 	Copies      map[string]float64 // of the content, headers left out, by role; hosts: the mean of all
 	Payload     payload
 	Retransmits float64 // share of TCP segments
+	Drops       drops
 
 	Roles    []roleCost
 	Machine  float64 // share of all cores in use, whoever used it
@@ -120,6 +121,7 @@ func newResult(s *stage, before, after sample, hosts []hostResult, seconds float
 	}
 	r.Crossed = after.cable.Sent - before.cable.Sent
 	r.Retransmits = float64(all.Retransmits) / max(float64(all.Segments), 1)
+	r.Drops = drops{after.drops.Cards - before.drops.Cards, after.drops.Switch - before.drops.Switch}
 	r.Copies[roleRegistry] = float64(r.Payload.Registry) / float64(r.Size)
 	r.Copies[roleSeeder] = float64(r.Payload.Seeder) / float64(r.Size)
 	r.Machine = after.machine.since(before.machine)
