@@ -313,28 +313,40 @@ func (c *Client) need(x *exchange) {
 
 // leave ends c's part in a swarm.
 func (c *Client) leave(x *exchange) {
+	c.mu.Lock()
 	c.forget(x)
+	c.mu.Unlock()
+	c.unpublish(x)
 	x.close()
 }
 
-// forsake is leave for who runs on x.running himself. Close or Drop waits for him.
+// forsake is leave for who runs on x.running himself: it waits for nobody.
 func (c *Client) forsake(x *exchange) {
+	c.mu.Lock()
+	if c.stopped.Err() != nil { // Close leaves it
+		c.mu.Unlock()
+		return
+	}
 	c.forget(x)
 	c.running.Go(x.close)
+	c.mu.Unlock()
+	c.unpublish(x)
 }
 
-// forget takes x out of the maps and off the trackers.
+// forget takes x out of the maps. c.mu is held.
 func (c *Client) forget(x *exchange) {
-	c.mu.Lock()
 	if d := x.torrent.Digest(); c.exchanges[d] == x {
 		delete(c.exchanges, d)
 	}
-	for name, other := range c.byName {
-		if other == x {
+	for _, name := range x.names() {
+		if c.byName[name] == x {
 			delete(c.byName, name)
 		}
 	}
-	c.mu.Unlock()
+}
+
+// unpublish says goodbye to the trackers.
+func (c *Client) unpublish(x *exchange) {
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
 	c.announcer.remove(x.posts)
