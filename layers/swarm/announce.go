@@ -19,9 +19,9 @@ const (
 	announces = 8
 	// announceTimeout is how long a tracker may take for one.
 	announceTimeout = 5 * time.Second
-	// maxAsk is how many peers are asked for at once. Our tracker counts no more as
-	// neighbours; who needs more asks again, when others may have found it.
-	maxAsk = 10
+	// small is up to how many peers a swarm may have for us to wait for more: those of
+	// a larger one that our tracker does not give us find us.
+	small = 22
 	// holdFor is how long a tracker is asked to hold an answer until there is a peer
 	// to tell of; ours holds no longer.
 	holdFor = 25 * time.Second
@@ -99,7 +99,7 @@ type post struct {
 func newAnnouncer(cfg Config, port uint16, peerID [20]byte) *announcer {
 	if cfg.HTTP == nil {
 		cfg.HTTP = &http.Client{Transport: &http.Transport{
-			MaxIdleConnsPerHost: announces,
+			MaxIdleConnsPerHost: 2,                // each costs the tracker 20 KiB
 			IdleConnTimeout:     90 * time.Second, // outlasts an interval
 		}}
 	}
@@ -272,7 +272,7 @@ func (a *announcer) next() (p *post, wait time.Duration, done bool) {
 func (a *announcer) announce(ctx context.Context, p *post) {
 	ask := announceAsk{name: p.name, left: p.swarm.lacks()}
 	if ask.left > 0 {
-		ask.want = min(p.swarm.wants(), maxAsk)
+		ask.want = p.swarm.wants()
 	}
 	ctx, cut := context.WithCancel(ctx)
 	defer cut()
@@ -353,13 +353,14 @@ func (a *announcer) heard(p *post, ask announceAsk, answer announceAnswer) {
 		p.event = eventNone
 	}
 	pause := answer.interval
-	lacking := len(answer.peers) < ask.want
+	fewer := len(answer.peers) < ask.want
+	// Then the tracker is about to end.
 	early := ask.wait > 0 && len(answer.peers) == 0 && time.Since(p.last) < ask.wait/2
 	switch {
-	case lacking && answer.holds && a.holding < holds && !early: // early, it is about to end
+	case fewer && answer.holds && answer.complete+answer.incomplete <= small && a.holding < holds && !early:
 		a.mayHold(p, true)
 		pause = holdPause
-	case lacking && len(answer.peers) == 0:
+	case fewer && len(answer.peers) == 0:
 		pause = answer.minInterval
 	}
 	p.at = time.Now().Add(jitter(pause))

@@ -56,6 +56,7 @@ type announceAnswer struct {
 	interval    time.Duration
 	minInterval time.Duration // for who has run out of peers
 	complete    int           // hosts that have the whole blob
+	incomplete  int           // and that have not
 	peers       []netip.AddrPort
 }
 
@@ -127,6 +128,7 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 	var wire struct {
 		Failure     string `bencode:"failure reason"`
 		Complete    int    `bencode:"complete"`
+		Incomplete  int    `bencode:"incomplete"`
 		Interval    int64  `bencode:"interval"`
 		MinInterval int64  `bencode:"min interval"`
 		Peers       []byte `bencode:"peers"`
@@ -141,7 +143,7 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 		return announceAnswer{}, fmt.Errorf("tracker refuses: %q", wire.Failure)
 	}
 	an := announceAnswer{
-		id: wire.ID, holds: wire.Wait > 0, complete: max(0, wire.Complete),
+		id: wire.ID, holds: wire.Wait > 0, complete: max(0, wire.Complete), incomplete: max(0, wire.Incomplete),
 		interval: pause(wire.Interval, 30*time.Second),
 	}
 	an.minInterval = min(an.interval, pause(wire.MinInterval, 5*time.Second))

@@ -290,11 +290,11 @@ func TestZonesFirst(t *testing.T) {
 		}
 		return n, len(seen)
 	}
-	if n, all := own("a", 20); n != 16 || all != 20 {
-		t.Errorf("%d of %d from the own zone, want 16 of 20", n, all)
+	if n, all := own("a", 10); n != 8 || all != 10 {
+		t.Errorf("%d of %d from the own zone, want 8 of 10", n, all)
 	}
-	if n, all := own("z", 20); n != 0 || all != 20 {
-		t.Errorf("a zone of its own was given %d peers of %d there, want 20", all, n)
+	if n, all := own("z", 10); n != 0 || all != 10 {
+		t.Errorf("a zone of its own was given %d peers of %d there, want 10", all, n)
 	}
 	if n, all := own("b", 50); n != 40 || all != 50 {
 		t.Errorf("%d of %d from the own zone, want 40 of 50", n, all)

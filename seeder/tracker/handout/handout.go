@@ -2,17 +2,23 @@
 // those told of one another make a good graph: random, near to regular, and so
 // of small diameter.
 //
-// Everybody is told of up to [Degree] others, drawn at random from those who
-// have fewer than [MaxDegree] neighbours. Who comes last finds places as the
-// first did, since each newcomer takes Degree places of MaxDegree: a third of
-// a swarm has room whatever its size. In a random graph of such degrees any two
-// of N peers are about log N / log 2*Degree steps apart: of 10,000 three or four.
+// A small swarm's peers are all told of one another. In one of more than
+// 2*[Degree] a newcomer is told of Degree others, drawn at random from those who
+// have fewer than [MaxDegree] neighbours, and is then found by who comes later. Who comes last
+// finds places as the first did, since each newcomer takes Degree places of
+// MaxDegree: a third of a swarm has room whatever its size. Some time after, who
+// has not been found enough asks again, so that all have 2*Degree and more. In a
+// random graph of such degrees any two of N peers are about log N / log 2*Degree
+// steps apart: of 10,000 three or four.
 //
 // A neighbour is whom the swarm has told a peer of, or told of it, while both
 // are there: one who leaves, or is silent too long, makes room at all of its
 // neighbours. Whether two did connect is not known here. But who asks for n
-// peers says that it lacks them, so then the oldest of what was counted for it
-// beyond 2*Degree-n is struck off, and it is told of others first.
+// peers has lost them or never had them, so the oldest of what was counted for
+// it beyond 2*Degree-n is struck off, and it is told of others first.
+//
+// An ordinary client, which asks for more than 2*Degree, is given them all,
+// but only Degree are counted.
 //
 // Most neighbours are of the same zone, and a few (see across) are not, so that
 // bytes cross zones seldom but no zone is cut off. And the swarm keeps the
@@ -32,10 +38,10 @@ import (
 )
 
 const (
-	// Degree is how many neighbours a peer is given at most of its own: what it
-	// is told of beyond is not counted.
+	// Degree is how many neighbours a peer of a large swarm is given at a time.
 	Degree = 10
-	// MaxDegree bounds a peer's neighbours, its own and those it was given to.
+	// MaxDegree bounds a peer's neighbours, those given to it and those it was
+	// given to.
 	MaxDegree = 3 * Degree
 	// OriginPlaces is how many peers that lack something are told of the origin
 	// at the same time: enough that its uplink has a choice whom to feed, few
@@ -45,8 +51,8 @@ const (
 	// which halves the memory of a large swarm.
 	MaxPeers = 1<<16 - 2
 
-	// across is how many neighbours of other zones a peer is given, or a fifth
-	// of what it asks for if that is more.
+	// across is how many neighbours of other zones a peer is given; an ordinary
+	// client a fifth of what it asks for.
 	across = 2
 	// maxAcross bounds the neighbours a peer has in other zones, or else the
 	// hosts of a large zone would take up all places of a small one, and those
@@ -172,6 +178,9 @@ func (s *Swarm) Expire(now time.Duration) {
 		}
 	}
 }
+
+// small tells that each peer has room for all others, and for newcomers besides.
+func (s *Swarm) small() bool { return len(s.peers) <= 2*Degree+1 }
 
 // Len is how many peers are listed, Complete how many of them lack nothing,
 // Completed how many have said in all that they came to be so.

@@ -247,6 +247,44 @@ func (f *fleet) room() (needy, whole, open int) {
 	return needy, open - needy, open
 }
 
+func TestSmallSwarmsAreMeshes(t *testing.T) {
+	f := newFleet(t)
+	const n = 2*Degree + 1
+	for i := range n {
+		if told := f.join(i, "", 2*Degree); len(told) != i {
+			t.Errorf("host %d was told of %d", i, len(told))
+		}
+	}
+	f.check()
+	if least, _, most := f.degrees(); least != 2*Degree || most != 2*Degree {
+		t.Errorf("they have %d to %d neighbours, want all", least, most)
+	}
+	for i := n; i < 10*n; i++ {
+		if told := f.join(i, "", 2*Degree); len(told) != Degree || f.degree(i) != Degree {
+			t.Errorf("in a larger swarm a newcomer was told of %d, %d counted", len(told), f.degree(i))
+		}
+	}
+}
+
+func TestTwoSmallZones(t *testing.T) {
+	f := newFleet(t)
+	const n = Degree
+	for round := range 3 {
+		for i := range 2 * n {
+			a := f.ask(i, fmt.Sprint(i%2), 2*Degree)
+			a.Fresh = round > 0
+			f.announce(a)
+			f.Wait(a, func(Peer, bool) {})
+		}
+		f.check()
+	}
+	for _, p := range f.peers {
+		if int(p.degree-p.across) != n-1 || p.across < across || p.across > Degree {
+			t.Errorf("a peer has %d neighbours of %d in its own zone and %d in the other", p.degree-p.across, n-1, p.across)
+		}
+	}
+}
+
 func TestAskingAgainGivesOthers(t *testing.T) {
 	f := newFleet(t)
 	for i := range 100 {

@@ -9,12 +9,22 @@ type picker struct {
 	self   int      // nobody if the asker is not listed
 	known  []uint16 // its neighbours when it asked
 	chosen []uint16
+	linked int // how many of them have become its neighbours already
+}
+
+// counted is how many of those wanted can become neighbours now: in a small
+// swarm all that there are.
+func (p *picker) counted(want int) int {
+	if p.s.small() {
+		return min(want, 2*Degree)
+	}
+	return min(want, Degree)
 }
 
 // strikeOld strikes off what the asker, who lacks so many, cannot have in use,
-// with some left to know whom it was told of.
+// unless everybody has room for everybody.
 func (p *picker) strikeOld(want int) {
-	if p.self == nobody {
+	if p.self == nobody || p.s.small() {
 		return
 	}
 	keep := uint8(2*Degree - min(want, Degree))
@@ -26,16 +36,16 @@ func (p *picker) strikeOld(want int) {
 // meetWaiting makes the asker known to peers that wait for one, and them to it.
 // A newcomer that has everything and asks for nobody is somebody to be told of.
 func (p *picker) meetWaiting(want int, isNew bool) {
-	tells := min(want, Degree)
+	tells := p.counted(want)
 	if isNew && p.ask.Complete {
-		tells = Degree
+		tells = p.counted(MaxDegree)
 	}
 	if p.self == nobody || tells == 0 {
 		return
 	}
 	for _, w := range slices.Clone(p.s.waiting) { // befriend takes them off
 		c := w.peer
-		if tells == 0 || !p.suits(c) || !p.roomAcross(c) || !p.befriend(c) {
+		if tells == 0 || !p.suits(c) || !p.welcome(c) || !p.befriend(c) {
 			continue
 		}
 		tells--
@@ -43,43 +53,75 @@ func (p *picker) meetWaiting(want int, isNew bool) {
 			p.chosen = append(p.chosen, uint16(c))
 		}
 	}
+	p.linked = len(p.chosen)
 }
 
-// pick chooses until there are as many as wanted, or no more to be had: those
-// with room, who become neighbours; then anybody, which only those see who ask
-// for more than Degree or come when a zone is full; then those told of before.
+// welcome reports whether the asker and c are of one zone, or both lack
+// neighbours of others or neighbours altogether.
+func (p *picker) welcome(c int) bool {
+	q, me := &p.s.peers[c], &p.s.peers[p.self]
+	lacks := func(p *peer) bool { return p.across < across || p.degree < Degree }
+	return q.zone == me.zone || lacks(q) && lacks(me)
+}
+
+// pick chooses until there are as many as there should be, or no more to be had:
+// those with room, who become neighbours; then anybody, for ordinary clients and
+// for who has too few; then those told of before.
 func (p *picker) pick(want int) {
-	before := len(p.chosen)
-	p.fill(min(want, Degree), true)
-	for _, c := range p.chosen[before:] {
+	n := p.counted(want)
+	p.fill(n, true)
+	for _, c := range p.chosen[p.linked:] {
 		p.befriend(int(c))
 	}
+	p.linked = len(p.chosen)
 	if p.ask.Fresh {
 		return
 	}
-	p.fill(want, false)
+	least := p.upTo(Degree, n)
+	if want > 2*Degree {
+		n, least = want, want
+	}
+	p.fill(least, false)
 	for _, c := range slices.Backward(p.known) { // the latest are the likeliest to be there
-		if len(p.chosen) < want && p.differs(int(c)) && p.useful(int(c)) {
+		if len(p.chosen) < n && p.differs(int(c)) && p.useful(int(c)) {
 			p.chosen = append(p.chosen, c)
 		}
 	}
 }
 
-// fill chooses until there are n: of the asker's own zone but for a few, then
-// of others. Either side makes up for what the other lacks.
+// upTo is how many are to be chosen in all, at most n, for the asker to have
+// that many neighbours.
+func (p *picker) upTo(neighbours, n int) int {
+	if p.self != nobody {
+		neighbours -= int(p.s.peers[p.self].degree) - p.linked
+	}
+	return min(neighbours, n)
+}
+
+// fill chooses until there are n: of the asker's own zone but for a few, and
+// more of others only if it has too few neighbours. What others lack its own
+// zone makes up for.
 func (p *picker) fill(n int, room bool) {
 	own := slices.IndexFunc(p.s.zones, func(z zone) bool { return z.name == p.ask.Zone })
 	if p.self != nobody {
 		own = int(p.s.peers[p.self].zone)
 	}
-	p.sample(own, n-p.far(n), room, false)
-	p.fillOthers(own, n, room)
+	far := p.far(n)
+	p.sample(own, n-far, room, false)
+	p.fillOthers(own, min(n, len(p.chosen)+far), room)
 	p.sample(own, n, room, false)
+	if room {
+		n = p.upTo(Degree, n)
+	}
+	p.fillOthers(own, n, room)
 }
 
 // far is how many of n the asker is to be given from other zones.
 func (p *picker) far(n int) int {
-	far := max(n/5, across)
+	far := across
+	if n > 2*Degree {
+		far = n / 5
+	}
 	if p.self != nobody {
 		far -= int(p.s.peers[p.self].across)
 	}
@@ -87,19 +129,21 @@ func (p *picker) far(n int) int {
 }
 
 // fillOthers chooses from other zones than own until there are n, about as many
-// from each.
+// from each, and what small zones lack of their share from the next.
 func (p *picker) fillOthers(own, n int, room bool) {
-	if len(p.s.zones) == 1 {
+	if len(p.s.zones) == 1 || len(p.chosen) >= n {
 		return
 	}
 	order := p.s.rand.Perm(len(p.s.zones)) // settles who gets what does not divide
-	for range 2 {                          // the second time for what small zones lack of their share
-		for i, z := range order {
-			if z != own {
-				left := len(order) - i
-				p.sample(z, len(p.chosen)+(n-len(p.chosen)+left-1)/left, room, true)
-			}
-		}
+	if at := slices.Index(order, own); at >= 0 {
+		order = slices.Delete(order, at, at+1)
+	}
+	for i, z := range order {
+		left := len(order) - i
+		p.sample(z, len(p.chosen)+(n-len(p.chosen)+left-1)/left, room, true)
+	}
+	for _, z := range order {
+		p.sample(z, n, room, true)
 	}
 }
 
