@@ -332,13 +332,7 @@ func (x *exchange) arrived(i int) {
 func (x *exchange) spoilt(pc *piece) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(x.arriving, pc.index)
-	for _, a := range slices.Clone(pc.asks) {
-		a.end(true)
-	}
-	if x.leech != nil {
-		x.leech.Failed(pc.index)
-	}
+	x.beginAnew(pc)
 	for id := range pc.from {
 		p := x.peers[id]
 		if p == nil {
@@ -348,7 +342,29 @@ func (x *exchange) spoilt(pc *piece) {
 			x.client.log.Warn("peer banned for wrong bytes", "peer", p.addr, "digest", x.torrent.Digest(), "piece", pc.index)
 			x.client.bans.add(p.id, p.addr)
 			x.giveUp(p)
+			x.cleanse(p)
 		}
 	}
 	x.pumpAll()
+}
+
+// cleanse throws away the unfinished pieces that p has had a part in: who finished them
+// would share the blame. mu is held.
+func (x *exchange) cleanse(p *peer) {
+	for _, pc := range x.arriving {
+		if _, part := pc.from[p.id]; part && pc.left > 0 && pc.writes == 0 {
+			x.beginAnew(pc)
+		}
+	}
+}
+
+// beginAnew throws away what has come of a piece, and what was asked. mu is held.
+func (x *exchange) beginAnew(pc *piece) {
+	delete(x.arriving, pc.index)
+	for _, a := range slices.Clone(pc.asks) {
+		a.end(true)
+	}
+	if x.leech != nil {
+		x.leech.Failed(pc.index)
+	}
 }
