@@ -22,8 +22,9 @@ import (
 const (
 	// minPieceLength: a host passes a piece on when it is whole and checked, so
 	// short pieces fill a swarm sooner, until HAVE messages and bookkeeping outweigh
-	// that. For the layers most images have it is the short end that counts.
-	minPieceLength = 256 << 10
+	// that. For the layers most images have it is the short end that counts. This
+	// one is four chunks of BEP 3.
+	minPieceLength = 64 << 10
 	// maxPieceLength: a piece is held in memory whole by who fetches it over HTTP,
 	// and a slow host should still finish one now and then.
 	maxPieceLength = 16 << 20
@@ -48,7 +49,7 @@ type Metainfo struct {
 }
 
 // PieceLength returns the bytes in a piece of a blob of size bytes, its last piece
-// aside: the smallest power of two from 256 KiB that makes at most 2,048 pieces, but
+// aside: the smallest power of two from 64 KiB that makes at most 2,048 pieces, but
 // not above 16 MiB.
 func PieceLength(size int64) int64 {
 	wanted := max(0, size-1)/maxPieces + 1
@@ -228,6 +229,9 @@ func (h *pieceHasher) Write(b []byte) (int, error) {
 	}
 	return total, nil
 }
+
+// at returns how many bytes have been written, as long as finish was not called.
+func (h *pieceHasher) at() int64 { return int64(len(h.sums)/sha1.Size)*h.length + h.n }
 
 // cut ends a piece.
 func (h *pieceHasher) cut() {

@@ -18,16 +18,20 @@ func TestPieceLength(t *testing.T) {
 		size, want int64
 		pieces     int
 	}{
-		{0, 256 * kib, 0},
-		{1, 256 * kib, 1},
-		{256 * kib, 256 * kib, 1},
-		{256*kib + 1, 256 * kib, 2},
+		{0, 64 * kib, 0},
+		{1, 64 * kib, 1},
+		{64 * kib, 64 * kib, 1},
+		{64*kib + 1, 64 * kib, 2},
+		{128 * mib, 64 * kib, 2048},
+		{128*mib + 1, 128 * kib, 1025},
 		{512 * mib, 256 * kib, 2048},
 		{512*mib + 1, 512 * kib, 1025},
 		{1 * gib, 512 * kib, 2048},
 		{1*gib + 1, 1 * mib, 1025},
 		{32 * gib, 16 * mib, 2048},
 		{100 * gib, 16 * mib, 6400},
+		{1<<63 - 1, 16 * mib, 1 << 39},
+		{-1, 64 * kib, 0},
 	} {
 		if got := PieceLength(test.size); got != test.want {
 			t.Errorf("PieceLength(%d) = %d, want %d", test.size, got, test.want)
@@ -51,7 +55,7 @@ func TestMetainfoIsATorrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "sha256-" + m.Digest().Encoded()
-	if info.Name != want || info.Length != 600<<10 || info.PieceLength != 256<<10 || info.Private == nil || !*info.Private {
+	if info.Name != want || info.Length != 600<<10 || info.PieceLength != 64<<10 || info.Private == nil || !*info.Private {
 		t.Errorf("info is %+v", info)
 	}
 	if !bytes.Equal(info.Pieces, sums(b, int64(len(b)))) {
@@ -60,8 +64,8 @@ func TestMetainfoIsATorrent(t *testing.T) {
 	if lib.HashInfoBytes() != metainfo.Hash(m.InfoHash()) {
 		t.Errorf("infohash is %s, want %s", m.InfoHash(), lib.HashInfoBytes())
 	}
-	if m.Pieces() != 3 || m.PieceSize(0) != 256<<10 || m.PieceSize(2) != 88<<10 || m.Piece(2) != sha1.Sum(b[512<<10:]) {
-		t.Errorf("%d pieces, of %d and %d bytes", m.Pieces(), m.PieceSize(0), m.PieceSize(2))
+	if m.Pieces() != 10 || m.PieceSize(0) != 64<<10 || m.PieceSize(9) != 24<<10 || m.Piece(9) != sha1.Sum(b[576<<10:]) {
+		t.Errorf("%d pieces, of %d and %d bytes", m.Pieces(), m.PieceSize(0), m.PieceSize(9))
 	}
 }
 
@@ -92,14 +96,14 @@ func TestParseMetainfo(t *testing.T) {
 		"", "d", "de", "i1e", good[:len(good)-1], good + "e", good[1:],
 		replace("7:privatei1e", "7:privatei0e"),
 		replace("7:privatei1e", "7:privatei1e6:source1:x"),
-		replace("piece lengthi262144e", "piece lengthi524288e"),
+		replace("piece lengthi65536e", "piece lengthi131072e"),
 		replace("6:lengthi614400e", "6:lengthi614400000e"),
 		replace("6:lengthi614400e", "6:lengthi-1e"),
 		replace("6:lengthi614400e", "6:lengthi0614400e"),
 		replace("6:lengthi614400e", "6:lengthi9223372036854775807e"),
 		replace("71:sha256-", "71:sha257-"),
 		replace("71:sha256-", "71:../256-"),
-		replace("6:pieces60:", "6:pieces99999999999999999999:"),
+		replace("6:pieces200:", "6:pieces99999999999999999999:"),
 		"d4:info" + strings.Repeat("l", maxMetainfo-10), // so deep that recursion would end the process
 	} {
 		if _, err := ParseMetainfo([]byte(in)); err == nil {
@@ -170,7 +174,7 @@ func TestCheckDigest(t *testing.T) {
 
 // The same bytes have the same metainfo, however they came and whoever hashed them.
 func TestMetainfoIsTheSameEachWay(t *testing.T) {
-	for _, size := range []int{0, 1, 256<<10 - 1, 256 << 10, 1<<20 + 12345} {
+	for _, size := range []int{0, 1, 64<<10 - 1, 64 << 10, 1<<20 + 12345} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			b := content(2, size)
 			d := sha256Of(b)

@@ -174,9 +174,9 @@ func TestSetTorrentOfAnother(t *testing.T) {
 	other := newMetainfo(p.Digest(), p.Size(), sums(content(2, 600<<10), 600<<10))
 	wantErr(t, p.SetTorrent(other.Torrent()), ErrMismatch)
 	wantErr(t, p.Append(b[:1]), ErrPieces)
-	wantErr(t, p.WritePiece(0, b[1:256<<10+1]), ErrMismatch)
-	wantErr(t, p.WritePiece(2, b[512<<10:600<<10-1]), ErrMismatch)
-	for _, i := range []int{-1, 3} {
+	wantErr(t, p.WritePiece(0, b[1:minPieceLength+1]), ErrMismatch)
+	wantErr(t, p.WritePiece(9, b[9*minPieceLength:600<<10-1]), ErrMismatch)
+	for _, i := range []int{-1, 10} {
 		if p.WritePiece(i, nil) == nil || p.PieceDone(i) == nil || p.PieceHave(i) {
 			t.Errorf("there is a piece %d", i)
 		}
@@ -200,7 +200,7 @@ func TestSetTorrentOfAnother(t *testing.T) {
 }
 
 func TestGap(t *testing.T) {
-	const mib, pl = 1 << 20, 256 << 10
+	const mib, pl = 1 << 20, minPieceLength
 	s := openStore(t, StoreConfig{})
 	b := content(1, 20*mib+1)
 	m := metainfoOf(t, b)
@@ -247,7 +247,7 @@ func TestGap(t *testing.T) {
 	check(1<<60, gap{})
 	have(0, 10*mib)
 	check(0, gap{20 * mib, 1, true})
-	if err := p.WritePiece(80, b[20*mib:]); err != nil {
+	if err := p.WritePiece(20*mib/pl, b[20*mib:]); err != nil {
 		t.Fatal(err)
 	}
 	check(0, gap{})
@@ -274,8 +274,8 @@ func TestSwitchToPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
-	if have, total := p.Pieces(); have != 4 || total != 12 || p.Received() != 1<<20 {
-		t.Errorf("%d pieces of %d, %d bytes are here, want 4 of 12, 1 MiB", have, total, p.Received())
+	if have, total := p.Pieces(); have != 16 || total != 48 || p.Received() != 1<<20 {
+		t.Errorf("%d pieces of %d, %d bytes are here, want 16 of 48, 1 MiB", have, total, p.Received())
 	}
 	writePieces(t, p, m, b)
 	rest, err := io.ReadAll(r)
@@ -289,7 +289,7 @@ func TestSwitchToPieces(t *testing.T) {
 // What was appended is wrong at one byte. Readers that have got it end in an error, and
 // only they; the pieces mend the blob.
 func TestSwitchToPiecesAfterWrongBytes(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	for _, test := range []struct {
 		name   string
 		at     int64 // where the wrong byte is
@@ -367,11 +367,11 @@ func TestMetainfoOvertakesFollower(t *testing.T) {
 	p := newPartial(s, a) // the test is its follower
 	defer a.file.Close()
 	defer p.work.Wait()
-	if err := p.Append(b[:300<<10]); err != nil {
+	if err := p.Append(b[:minPieceLength+100]); err != nil {
 		t.Fatal(err)
 	}
 	next, _, err := p.next()
-	if err != nil || next.n != 300<<10 {
+	if err != nil || next.n != minPieceLength+100 {
 		t.Fatalf("next is %v, %v", next, err)
 	}
 	if err := p.SetTorrent(m.Torrent()); err != nil {
@@ -381,7 +381,7 @@ func TestMetainfoOvertakesFollower(t *testing.T) {
 		t.Errorf("hashed %d bytes that are not verified, %v", p.hashed, err)
 	}
 	await(t, p.Checked())
-	if next, _, err = p.next(); err != nil || next.n != 256<<10 {
+	if next, _, err = p.next(); err != nil || next.n != minPieceLength {
 		t.Errorf("next is %v, %v, want the first piece", next, err)
 	}
 }
@@ -413,7 +413,7 @@ func writeChunks(t testing.TB, p *Partial, m *Metainfo, b []byte, lies bool) {
 }
 
 func TestFailAndGoOn(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	down := errors.New("upstream is down")
 	b := content(1, 4*pl+100)
 	m := metainfoOf(t, b)
@@ -522,7 +522,7 @@ func TestOtherSizeAfterFailure(t *testing.T) {
 }
 
 func TestProgressAndWanted(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	s := openStore(t, StoreConfig{})
 	b := content(1, 4*pl)
 	m := metainfoOf(t, b)

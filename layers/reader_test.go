@@ -81,7 +81,7 @@ func (p *Partial) tailPiece() int {
 
 // The last byte of a section stays here until it is known that all of it is right.
 func TestLastByteIsHeldBack(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	s := openStore(t, StoreConfig{})
 	b := content(1, 3*pl)
 	m := metainfoOf(t, b)
@@ -152,7 +152,7 @@ func TestLastByteIsHeldBack(t *testing.T) {
 
 // The last byte of the blob waits for the whole digest, also when its piece is right.
 func TestLastByteOfBlobWaitsForDigest(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	s := openStore(t, StoreConfig{})
 	b := content(1, 2*pl)
 	m := metainfoOf(t, b)

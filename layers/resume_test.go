@@ -66,8 +66,8 @@ func TestResumeInOrderThenByPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
-	if have, _ := p.Pieces(); have != 4 {
-		t.Errorf("%d pieces are here, want 4", have)
+	if have, _ := p.Pieces(); have != 16 {
+		t.Errorf("%d pieces are here, want 16", have)
 	}
 	writePieces(t, p, m, b)
 	await(t, p.Done())
@@ -75,7 +75,7 @@ func TestResumeInOrderThenByPieces(t *testing.T) {
 }
 
 func TestResumeByPieces(t *testing.T) {
-	const pl = 256 << 10
+	const pl = minPieceLength
 	b := content(1, 12*pl+100)
 	m := metainfoOf(t, b)
 	s := openStore(t, StoreConfig{})
