@@ -24,18 +24,20 @@ const originSuffix = ".origin"
 // goes on at the same byte without reading the file again.
 //
 // A file with metainfo beside it holds pieces, and which of them is found by hashing
-// them; one without holds the blob's first bytes. So a crash needs no record that
-// could be wrong.
+// them; one without holds the blob's first bytes; one whose metainfo is not complete, so
+// that the file of it is empty, is of no use to a later run. So a crash needs no record
+// that could be wrong.
 type arrival struct {
 	digest digest.Digest
 	size   int64
 	origin string   // who vouches for it
 	file   *os.File // nil at rest
 
-	// While torrent is nil the first prefix bytes are here.
+	// While torrent is nil the first prefix bytes are here, and behind them the
+	// pieces of have, if there was a torrent once. None is verified.
 	prefix int64
 
-	// Once torrent is set, these pieces are, and are verified ...
+	// While torrent is set, these pieces are here, and are verified ...
 	torrent *Torrent
 	have    bitset
 	run     int // pieces here from the first on
@@ -51,11 +53,11 @@ type arrival struct {
 	pieces   *pieceHasher
 	hashed   int64  // bytes in digester
 	fed      int64  // the same, with those being hashed at this moment
-	sums     []byte // of the pieces hashed while there was no metainfo
+	sums     []byte // of the pieces hashed while there was no torrent
 	rewind   bool   // bytes that were hashed have changed: hash from the start
 }
 
-// tail is the part of a piece that was appended before there was metainfo. Readers may
+// tail is the part of a piece that was appended before there was a torrent. Readers may
 // have been given it and the follower may have hashed it, so they go on from it only if
 // the piece, from whomever it comes, has the same bytes there.
 type tail struct {
@@ -281,7 +283,7 @@ func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
 
 // setPieces begins the arrival by pieces, with none here.
 func (a *arrival) setPieces(t *Torrent) {
-	a.torrent = t
+	a.torrent, a.run, a.tail, a.received = t, 0, nil, 0
 	a.have = newBitset(t.Pieces())
 	a.unknown = newBitset(t.Pieces())
 }
@@ -328,6 +330,9 @@ func (a *arrival) contiguous() int64 {
 // mark notes that piece i is here and right, and returns how many bytes that adds.
 func (a *arrival) mark(i int) int64 {
 	a.unknown.clear(i)
+	if a.tail != nil && a.tail.piece == i {
+		a.tail = nil // verified, as all of its piece
+	}
 	if a.have.has(i) {
 		return 0
 	}
@@ -340,25 +345,25 @@ func (a *arrival) mark(i int) int64 {
 	return n
 }
 
-// judge goes by t from now on, and keeps of what was appended the pieces that have
+// judge goes by t from now on, and keeps of what was taken in order the pieces that have
 // been hashed and are right. wrong is called with what was hashed and is not; what was
 // not hashed yet, or has no known hash, is unknown.
 func (a *arrival) judge(t *Torrent, wrong func(from, to int64)) {
-	prefix, pl := a.prefix, t.PieceLength()
+	prefix, behind, sums := a.prefix, a.have, a.sums
 	a.setPieces(t)
-	a.received = 0
-	if whole := prefix / pl * pl; whole < prefix && prefix < a.size {
-		a.tail = &tail{piece: int(whole / pl), from: whole, to: prefix}
+	if pl := t.PieceLength(); prefix%pl > 0 && prefix < a.size {
+		i := int(prefix / pl)
+		a.tail = &tail{piece: i, from: int64(i) * pl, to: prefix}
 	}
 	for i := range t.Pieces() {
 		from, to := pieceSpan(a.size, i)
-		if to > prefix {
-			break
+		if to > prefix && !behind.has(i) {
+			continue
 		}
 		switch sum, known := t.Piece(i); {
-		case !known, (i+1)*sha1.Size > len(a.sums):
+		case !known, (i+1)*sha1.Size > len(sums):
 			a.unknown.set(i)
-		case [sha1.Size]byte(a.sums[i*sha1.Size:]) == sum:
+		case [sha1.Size]byte(sums[i*sha1.Size:]) == sum:
 			a.mark(i)
 		default:
 			wrong(from, to)
@@ -366,13 +371,78 @@ func (a *arrival) judge(t *Torrent, wrong func(from, to int64)) {
 	}
 }
 
-// bitset is a set of pieces. The arrival's lock guards it.
+// takeOnTrust goes by no torrent from now on. What is here, judged or not, stays, but
+// for a tail behind a piece that is missing: wrong is called with that.
+func (a *arrival) takeOnTrust(wrong func(from, to int64)) {
+	for i := range a.torrent.Pieces() {
+		if a.unknown.has(i) {
+			a.have.set(i)
+		}
+	}
+	a.torrent, a.unknown, a.run, a.prefix = nil, nil, 0, 0
+	a.passHere()
+	if t := a.tail; t != nil && t.from == a.prefix {
+		a.prefix = t.to
+	} else if t != nil {
+		wrong(t.from, t.to)
+	}
+	a.tail = nil
+	a.received = a.prefix
+	for i := range pieceCount(a.size) {
+		if from, to := pieceSpan(a.size, i); from >= a.prefix && a.have.has(i) {
+			a.received += to - from
+		}
+	}
+}
+
+// passHere moves prefix to the end of the pieces that are here from there on.
+func (a *arrival) passHere() {
+	pl := PieceLength(a.size)
+	for a.prefix%pl == 0 && a.have.has(int(a.prefix/pl)) {
+		_, a.prefix = pieceSpan(a.size, int(a.prefix/pl))
+	}
+}
+
+// hole returns how many bytes from prefix on are missing in a row.
+func (a *arrival) hole() int64 {
+	pl := PieceLength(a.size)
+	for i := int(a.prefix/pl) + 1; i < len(a.have)*64; i++ {
+		if a.have.has(i) {
+			return int64(i)*pl - a.prefix
+		}
+	}
+	return a.size - a.prefix
+}
+
+// unjudged returns which bytes of piece i are here unverified: [from, to), which may be
+// empty. There is a torrent.
+func (a *arrival) unjudged(i int) (from, to int64) {
+	if a.unknown.has(i) {
+		return pieceSpan(a.size, i)
+	}
+	if a.tail != nil && a.tail.piece == i {
+		return a.tail.from, a.tail.to
+	}
+	return 0, 0
+}
+
+// bitset is a set of pieces; nil is the empty one. The arrival's lock guards it.
 type bitset []uint64
 
 func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
-func (b bitset) has(i int) bool { return b[i/64]>>(i%64)&1 != 0 }
+func (b bitset) has(i int) bool { return i/64 < len(b) && b[i/64]>>(i%64)&1 != 0 }
 func (b bitset) set(i int)      { b[i/64] |= 1 << (i % 64) }
 func (b bitset) clear(i int)    { b[i/64] &^= 1 << (i % 64) }
+
+// list returns what is in the set, in order.
+func (b bitset) list() (all []int) {
+	for i := range len(b) * 64 {
+		if b.has(i) {
+			all = append(all, i)
+		}
+	}
+	return all
+}
 
 // signal wakes all who wait for the next event. The lock of what it belongs to guards it.
 type signal struct{ ch chan struct{} }

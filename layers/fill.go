@@ -18,30 +18,37 @@ const fillBuffer = 256 << 10
 // order (p is then better filled by pieces), else the first error of open, of
 // a body, or of p. Bodies that end early are io.ErrUnexpectedEOF.
 //
-// download, if not nil, holds the bodies to a rate. received, if not nil, is told of bytes as they come in. When ctx ends, open's
-// bodies must fail.
+// Pieces are checked by p's torrent as far as it knows their hashes. Where it
+// does not, p goes on without it: nobody can tell how soon they would come.
+//
+// download, if not nil, holds the bodies to a rate. received, if not nil, is
+// told of bytes as they come in. When ctx ends, open's bodies must fail.
 func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), download *rate.Limiter, received func(n int)) error {
 	if received == nil {
 		received = func(int) {}
 	}
-	if err := judged(ctx, p); err != nil {
-		return err
-	}
 	for {
+		if err := judged(ctx, p); err != nil {
+			return err
+		}
 		off, n, ok := p.Gap(0)
 		if !ok {
-			return nil
+			if done, err := p.settled(); done || err != nil {
+				return err
+			}
+			continue
+		}
+		if t := p.Torrent(); t != nil && !t.knows(off) {
+			if err := p.trust(t); err != nil {
+				return err
+			}
+			continue
 		}
 		body, err := open(ctx, off)
 		if err != nil {
 			return err
 		}
-		limited := Limited(ctx, body, download)
-		if t := p.Torrent(); t != nil {
-			err = takePieces(p, t, limited, off, n, received)
-		} else {
-			err = takeInOrder(p, limited, received)
-		}
+		err = take(p, Limited(ctx, body, download), off, off+n, received)
 		body.Close()
 		if err != nil {
 			return fmt.Errorf("blob from byte %d: %w", off, err)
@@ -64,32 +71,27 @@ func judged(ctx context.Context, p *Partial) error {
 	}
 }
 
-func takeInOrder(p *Partial, body io.Reader, received func(int)) error {
-	buf := make([]byte, fillBuffer)
-	for p.Prefix() < p.Size() {
-		n, err := body.Read(buf)
-		received(n)
-		if n > 0 {
-			if err := p.Append(buf[:n]); err != nil {
+// take takes what body has from off to end, or less if what was here turns out wrong.
+func take(p *Partial, body io.Reader, off, end int64, received func(int)) error {
+	var buf []byte
+	for off < end {
+		t := p.Torrent()
+		if t == nil {
+			n, err := takeInOrder(p, &buf, body, off, end, received)
+			if err != nil || n < 0 {
 				return err
 			}
+			off += n
+			continue
 		}
-		if err == io.EOF && p.Prefix() < p.Size() {
-			return io.ErrUnexpectedEOF
+		if !t.knows(off) {
+			if err := p.trust(t); err != nil {
+				return err
+			}
+			continue
 		}
-		if err != nil && err != io.EOF {
-			return err
-		}
-	}
-	return nil
-}
-
-// takePieces takes the pieces of the n bytes from off, the start of a piece.
-func takePieces(p *Partial, t *Torrent, body io.Reader, off, n int64, received func(int)) error {
-	buf := make([]byte, min(t.PieceLength(), n))
-	for end := off + n; off < end; {
 		i := int(off / t.PieceLength())
-		piece := buf[:t.PieceSize(i)]
+		piece := grown(&buf, t.PieceSize(i))
 		if _, err := io.ReadFull(body, piece); err != nil {
 			return noEOF(err)
 		}
@@ -100,6 +102,42 @@ func takePieces(p *Partial, t *Torrent, body io.Reader, off, n int64, received f
 		off += int64(len(piece))
 	}
 	return nil
+}
+
+// takeInOrder appends the next n bytes of body, which is at off. n is -1 if bytes before
+// off are missing, so that body is of no use.
+func takeInOrder(p *Partial, buf *[]byte, body io.Reader, off, end int64, received func(int)) (n int64, err error) {
+	b := grown(buf, fillBuffer)
+	if end < p.Size() { // else the blob's end is the body's, or the registry has to be told off
+		b = b[:min(fillBuffer, end-off)]
+	}
+	got, err := body.Read(b)
+	received(got)
+	n = int64(got)
+	here := p.Prefix() - off // bytes from off on that have been here before
+	if here < 0 {
+		return -1, nil
+	}
+	if n > here {
+		if err := p.Append(b[here:n]); err != nil {
+			return n, err
+		}
+	}
+	if err == io.EOF {
+		err = nil
+		if off+n < end {
+			err = io.ErrUnexpectedEOF
+		}
+	}
+	return n, err
+}
+
+// grown returns n bytes of buf, which it makes longer if need be.
+func grown(buf *[]byte, n int64) []byte {
+	if int64(len(*buf)) < n {
+		*buf = make([]byte, n)
+	}
+	return (*buf)[:n]
 }
 
 func noEOF(err error) error {

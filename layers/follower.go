@@ -44,28 +44,34 @@ func (p *Partial) follow() error {
 	}
 }
 
-// section is n bytes at off, and the torrent by which they were found to be here.
+// section is n bytes at off that were found to be here at some turn of the Partial.
 type section struct {
 	off, n  int64
-	torrent *Torrent
+	turn    int
+	inOrder bool
 }
 
 // next returns what can be hashed next, and what to wait for if it is empty.
 func (p *Partial) next() (section, <-chan struct{}, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.rewind {
+	if p.rewind || p.outOfStep() {
 		p.rewind = false
 		p.hashed, p.fed = 0, 0
 		p.digester.Reset()
+		p.pieces, p.sums = newPieceHasher(p.size), nil
 	}
 	here := p.contiguous()
-	next := section{off: p.hashed, n: max(0, here-p.hashed), torrent: p.torrent}
+	next := section{off: p.hashed, n: max(0, here-p.hashed), turn: p.turn, inOrder: p.torrent == nil}
 	if here < p.hashed {
 		next.off = here // all was hashed, but the tail has still to be verified
 	}
 	return next, p.moved.wait(), p.err
 }
+
+// outOfStep tells whether the metainfo has to be made here and its hashes have not kept
+// up, since there was a torrent for a while. p.mu is held.
+func (p *Partial) outOfStep() bool { return p.torrent == nil && p.pieces.at() != p.hashed }
 
 // feed hashes the section, or as much of it as fits the buffer.
 func (p *Partial) feed(next section) error {
@@ -79,23 +85,25 @@ func (p *Partial) feed(next section) error {
 		return fmt.Errorf("read back blob %s at %d: %w", p.digest, next.off, err)
 	}
 	p.mu.Lock()
-	if p.torrent != next.torrent {
-		// SetTorrent has passed, and pieces may have been written over what was
-		// being read.
+	if p.turn != next.turn {
+		// There is another torrent, or none, and something may have been written
+		// over what was being read.
 		p.mu.Unlock()
 		return nil
 	}
 	p.fed = next.off + int64(len(b))
 	p.mu.Unlock()
 	p.digester.Write(b)
-	if next.torrent == nil {
+	if next.inOrder { // else the torrent has the hashes
 		p.pieces.Write(b)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hashed = p.fed
-	p.sums = p.pieces.sums
-	p.tell()
+	if !p.rewind {
+		p.sums = p.pieces.sums
+		p.tell()
+	}
 	return nil
 }
 
@@ -113,6 +121,9 @@ func (p *Partial) Hashes(draft InfoHash) *Torrent {
 	if p.made == nil {
 		p.made = NewTorrent(p.digest, p.size, draft)
 		p.tell()
+		if p.err != nil {
+			p.made.Fail(p.err)
+		}
 	}
 	return p.made
 }
@@ -149,7 +160,7 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 	switch {
 	case p.err != nil:
 		return true, p.err
-	case p.rewind || p.contiguous() < p.size:
+	case p.rewind || p.outOfStep() || p.contiguous() < p.size:
 		return false, nil
 	case d != p.digest:
 		p.end(fmt.Errorf("blob %s is %s: %w", p.digest, d, ErrMismatch))
@@ -164,7 +175,6 @@ func (p *Partial) becomeWhole() {
 	p.whole = true
 	if p.torrent == nil {
 		p.setPieces(newMetainfo(p.digest, p.size, p.pieces.finish()).Torrent())
-		p.received = 0
 		for i := range p.torrent.Pieces() {
 			p.mark(i)
 		}

@@ -20,7 +20,9 @@ const gapMerge = 4 << 20
 // It takes bytes in one of two ways. Without a torrent they come in order, by Append,
 // as an HTTP body brings them. From SetTorrent on they come by pieces, in any order
 // and from anywhere: WritePiece for one who has a whole piece in hand (an HTTP range),
-// or WriteAt and PieceDone for a swarm that gathers chunks.
+// or WriteAt and PieceDone for a swarm that gathers chunks. The torrent may grow: a
+// piece is taken when its hash is known. One that fails before it is complete leaves
+// what is here as if it had been appended, and the rest comes in order again.
 //
 // Either way it ends by itself when the last byte is here: the whole digest is
 // checked, Verified is closed, the blob gets its name in the store, and Done is
@@ -33,7 +35,6 @@ type Partial struct {
 
 	verified chan struct{} // closed when the digest is right
 	done     chan struct{} // closed when the blob is in the store, or will not be
-	checked  chan struct{} // closed when no piece is unknown
 	atRest   chan struct{} // closed when nothing of this Partial is under way any more
 
 	// appending is held by Append and by the change to pieces, file access included.
@@ -42,14 +43,16 @@ type Partial struct {
 	// work counts who uses the file. It is added to under mu, by enter.
 	work sync.WaitGroup
 
-	mu       sync.Mutex // guards all below
-	*arrival            // not to be changed by who has not entered, see settle
-	whole    bool       // the digest is right; verified is closed
-	shut     bool       // the file is being let go of: nobody enters
-	ended    bool       // done is closed
-	err      error      // why it failed
-	pin      *entry     // the blob, whole now, that open readers keep from being evicted
-	made     *Torrent   // what Hashes returned
+	mu       sync.Mutex    // guards all below
+	*arrival               // not to be changed by who has not entered, see settle
+	turn     int           // how often torrent has changed
+	checked  chan struct{} // closed when no piece whose hash is known is unknown
+	whole    bool          // the digest is right; verified is closed
+	shut     bool          // the file is being let go of: nobody enters
+	ended    bool          // done is closed
+	err      error         // why it failed
+	pin      *entry        // the blob, whole now, that open readers keep from being evicted
+	made     *Torrent      // what Hashes returned
 	readers  map[*reader]struct{}
 	moved    signal // readers can get further, or not at all
 	progress signal // bytes of any kind
@@ -57,8 +60,9 @@ type Partial struct {
 
 	// Who is at work on a piece: the number of its writers, or -1 for one who needs
 	// it to himself while he verifies it.
-	busy map[int]int
-	free sync.Cond // on mu: somebody has left a piece
+	busy    map[int]int
+	turning bool      // nobody may begin, until torrent has changed
+	free    sync.Cond // on mu: somebody has left a piece, or turning is over
 }
 
 func newPartial(s *Store, a *arrival) *Partial {
@@ -83,7 +87,7 @@ func newPartial(s *Store, a *arrival) *Partial {
 // waits for them.
 func (p *Partial) start() {
 	if t := p.torrent; t != nil {
-		p.work.Go(func() { p.goBy(t) })
+		p.work.Go(func() { p.goBy(t, 0) })
 	}
 	go p.run()
 }
@@ -109,8 +113,8 @@ func (p *Partial) enter() error {
 	return nil
 }
 
-// Append adds the next bytes of the blob, in order. It returns ErrPieces once there
-// is a torrent, ErrMismatch when the blob would become longer than Size (nothing is
+// Append adds the next bytes of the blob, those from Prefix on; what is here of them
+// already is left out. It returns ErrPieces while there is a torrent, ErrMismatch when the blob would become longer than Size (nothing is
 // added then), the Partial's error when it has ended, and the disk's as it is
 // (ENOSPC, ...), with what did fit counted in. The Partial does not fail by it; if
 // the bytes cannot come another way, call Fail.
@@ -122,18 +126,34 @@ func (p *Partial) Append(b []byte) error {
 		return err
 	}
 	defer p.work.Done()
-	n, err := p.file.WriteAt(b, off)
+	for len(b) > 0 {
+		next, err := p.appendSome(b, off)
+		if err != nil {
+			return fmt.Errorf("append to blob %s: %w", p.digest, err)
+		}
+		b = b[min(int64(len(b)), next-off):]
+		off = next
+	}
+	return nil
+}
+
+// appendSome writes b at off, which is prefix, up to the next piece that is here, and
+// returns what prefix has become. p.appending is held and the caller has entered.
+func (p *Partial) appendSome(b []byte, off int64) (next int64, err error) {
+	p.mu.Lock()
+	hole := p.hole()
+	p.mu.Unlock()
+	n, err := p.file.WriteAt(b[:min(int64(len(b)), hole)], off)
 	p.mu.Lock()
 	p.prefix += int64(n)
 	p.received += int64(n)
+	p.passHere()
+	next = p.prefix
 	p.moved.fire()
 	p.progress.fire()
 	p.mu.Unlock()
 	p.store.grow(int64(n))
-	if err != nil {
-		return fmt.Errorf("append to blob %s: %w", p.digest, err)
-	}
-	return nil
+	return next, err
 }
 
 // beginAppend returns where the next n bytes belong. If n > 0 and there is no error,
@@ -185,9 +205,14 @@ func (p *Partial) Metainfo() *Metainfo {
 }
 
 // Checked is closed when all that was on disk at SetTorrent, or when the arrival
-// was resumed, has been judged. Until then Gap leaves out and PieceHave denies
-// pieces that may turn out to be here. Without a torrent it stays open.
-func (p *Partial) Checked() <-chan struct{} { return p.checked }
+// was resumed, has been judged, but for pieces whose hashes were not known then. Until
+// then Gap leaves out and PieceHave denies pieces that may turn out to be here. Before
+// there is a torrent it stays open.
+func (p *Partial) Checked() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.checked
+}
 
 // PieceHave tells whether piece i is here and verified.
 func (p *Partial) PieceHave(i int) bool {
@@ -211,17 +236,16 @@ func (p *Partial) Pieces() (have, total int) {
 
 // Gap returns the next run of n bytes from off that is missing at or after from; ok
 // is false when there is none. By pieces, off lies on the start of a piece, at or
-// before from if from is in a missing piece, and runs that lie closer than 4 MiB
-// are taken for one, so that one HTTP range for it is worth its round trip.
+// before from if from is in a missing piece. Runs that lie closer than 4 MiB are
+// taken for one, so that one HTTP range for it is worth its round trip.
 func (p *Partial) Gap(from int64) (off, n int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	from = max(0, from)
 	if p.torrent == nil {
-		off = max(from, p.prefix)
-		return off, p.size - off, off < p.size
+		from = max(from, p.prefix)
 	}
-	pl, total := p.torrent.PieceLength(), p.torrent.Pieces()
+	pl, total := PieceLength(p.size), pieceCount(p.size)
 	first := total
 	if from < p.size {
 		first = int(from / pl)
@@ -240,6 +264,9 @@ func (p *Partial) Gap(from int64) (off, n int64, ok bool) {
 	}
 	off, _ = pieceSpan(p.size, first)
 	_, end := pieceSpan(p.size, last)
+	if p.torrent == nil {
+		off = max(off, from)
+	}
 	return off, end - off, true
 }
 

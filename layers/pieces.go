@@ -5,193 +5,33 @@ import (
 	"crypto/sha1"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 )
-
-// SetTorrent begins the arrival by pieces. What was appended is judged by t, as far as
-// its hashes are known and as they become known: a piece that is whole and right is
-// kept, all else is missing again; a reader that was given bytes which turn out wrong
-// ends with ErrMismatch, others go on. The complete metainfo is saved, so that pieces
-// can be told right from wrong after a crash.
-//
-// Setting the same torrent again is no error; setting another, or one for another
-// blob, is ErrMismatch and changes nothing.
-func (p *Partial) SetTorrent(t *Torrent) error {
-	if t.Digest() != p.digest || t.Size() != p.size {
-		return fmt.Errorf("torrent of %s, %d bytes, for %s, %d bytes: %w", t.Digest(), t.Size(), p.digest, p.size, ErrMismatch)
-	}
-	p.appending.Lock()
-	defer p.appending.Unlock()
-	if has := p.Torrent(); has != nil {
-		return sameTorrent(has, t)
-	}
-	p.mu.Lock()
-	err := p.enter()
-	p.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	defer p.work.Done()
-	return p.usePieces(t)
-}
-
-// sameTorrent returns ErrMismatch if t contradicts what there is already.
-func sameTorrent(has, t *Torrent) error {
-	if !has.agrees(t) {
-		return fmt.Errorf("two torrents of %s: %w", t.Digest(), ErrMismatch)
-	}
-	return nil
-}
-
-// usePieces makes the change to pieces. p.appending is held and the caller has entered.
-func (p *Partial) usePieces(t *Torrent) error {
-	if err := p.save(t); err != nil {
-		return err
-	}
-	p.mu.Lock()
-	if p.torrent != nil { // the follower has reached the end meanwhile
-		defer p.mu.Unlock()
-		return sameTorrent(p.torrent, t)
-	}
-	before := p.received
-	p.judge(t, p.wrong)
-	n := p.received - before
-	p.moved.fire()
-	p.progress.fire()
-	p.work.Go(func() { p.goBy(t) })
-	p.mu.Unlock()
-	p.store.grow(n)
-	return nil
-}
-
-// save makes the file on disk one of pieces, also for a later run: the metainfo beside
-// it tells which are right. As long as that is not complete, the file there is empty,
-// and a later run begins anew.
-func (p *Partial) save(t *Torrent) error {
-	var content []byte
-	if m := t.Metainfo(); m != nil {
-		content = m.Bytes()
-	}
-	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, content); err != nil {
-		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
-	}
-	return nil
-}
-
-// wrong deals with bytes [from, to) that were here unverified and are not, or may not
-// be, the blob's: whoever was given some of them may not go on. p.mu is held.
-func (p *Partial) wrong(from, to int64) {
-	for r := range p.readers {
-		if r.start < to && r.seen > from && r.err == nil {
-			r.err = fmt.Errorf("blob %s at byte %d: %w", p.digest, from, ErrMismatch)
-		}
-	}
-	if p.fed > from {
-		p.rewind = true
-	}
-}
-
-// goBy finds out which pieces on disk are right, as their hashes become known. It runs
-// on work.
-func (p *Partial) goBy(t *Torrent) {
-	for known := 0; ; {
-		changed := t.Changed()
-		for ; known < t.Known(); known++ {
-			p.mu.Lock()
-			err, unknown := p.err, p.unknown.has(known)
-			p.mu.Unlock()
-			if err != nil {
-				return
-			}
-			if unknown {
-				p.check(known)
-			}
-		}
-		p.mu.Lock()
-		p.allChecked()
-		p.mu.Unlock()
-		if known == t.Pieces() || t.Err() != nil {
-			return
-		}
-		select {
-		case <-changed:
-		case <-p.verified:
-			return
-		case <-p.done:
-			return
-		}
-	}
-}
-
-// allChecked closes checked, once. p.mu is held.
-func (p *Partial) allChecked() {
-	select {
-	case <-p.checked:
-	default:
-		close(p.checked)
-	}
-}
-
-// check finds out whether piece i, if unknown, is right, as soon as its hash is known.
-// The caller has entered.
-func (p *Partial) check(i int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.take(i)
-	defer p.leave(i)
-	want, known := p.torrent.Piece(i)
-	if !p.unknown.has(i) || !known {
-		return
-	}
-	from, to := pieceSpan(p.size, i)
-	p.mu.Unlock()
-	sum, err := p.sum(from, to)
-	p.mu.Lock()
-	if err == nil && sum == want {
-		p.arrived(i)
-		return
-	}
-	p.unknown.clear(i)
-	p.wrong(from, to)
-	p.moved.fire()
-	p.progress.fire()
-}
-
-// sum returns the SHA-1 of [from, to) as it lies in the file. The caller has entered.
-func (p *Partial) sum(from, to int64) (sum [sha1.Size]byte, err error) {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	h := sha1.New()
-	section := io.NewSectionReader(p.file, from, to-from)
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{section}, *buf); err != nil {
-		return sum, fmt.Errorf("read back blob %s: %w", p.digest, err)
-	}
-	return [sha1.Size]byte(h.Sum(nil)), nil
-}
 
 // WritePiece stores piece i, all of it, once its SHA-1 is found right. It returns
 // ErrMismatch when it is not, ErrHashUnknown when nobody can tell yet, nil when the piece is here already, and errors as
 // Append does.
 func (p *Partial) WritePiece(i int, b []byte) error {
-	want, err := pieceHash(p.Torrent(), i)
+	t := p.Torrent()
+	want, err := pieceHash(t, i)
 	if err != nil {
 		return err
 	}
 	if from, to := pieceSpan(p.size, i); int64(len(b)) != to-from || sha1.Sum(b) != want {
 		return fmt.Errorf("piece %d of blob %s: %w", i, p.digest, ErrMismatch)
 	}
-	return p.onPiece(i, func(from int64) error { return p.overwrite(i, b, from) })
+	return p.onPiece(t, i, func(from int64) error { return p.overwrite(i, b, from) })
 }
 
 // PieceDone marks piece i as here. The caller has read it back and found its SHA-1
 // right, and no WriteAt on it is under way. While that hash is not known it returns
 // ErrHashUnknown.
 func (p *Partial) PieceDone(i int) error {
-	if _, err := pieceHash(p.Torrent(), i); err != nil {
+	t := p.Torrent()
+	if _, err := pieceHash(t, i); err != nil {
 		return err
 	}
-	return p.onPiece(i, func(int64) error { return nil })
+	return p.onPiece(t, i, func(int64) error { return nil })
 }
 
 // checkPiece refuses pieces that are none.
@@ -217,9 +57,9 @@ func pieceHash(t *Torrent, i int) (sum [sha1.Size]byte, err error) {
 	return sum, nil
 }
 
-// onPiece has piece i brought in by put, which is told where it lies and has it to
+// onPiece has piece i of t brought in by put, which is told where it lies and has it to
 // itself, and marks it. It does nothing when the piece is here.
-func (p *Partial) onPiece(i int, put func(from int64) error) error {
+func (p *Partial) onPiece(t *Torrent, i int, put func(from int64) error) error {
 	if err := p.enterPiece(i); err != nil {
 		return noError(err)
 	}
@@ -228,8 +68,8 @@ func (p *Partial) onPiece(i int, put func(from int64) error) error {
 	defer p.mu.Unlock()
 	p.take(i)
 	defer p.leave(i)
-	if p.have.has(i) {
-		return nil
+	if here, err := p.isHere(t, i); here || err != nil {
+		return err
 	}
 	from, _ := pieceSpan(p.size, i)
 	p.mu.Unlock()
@@ -240,6 +80,20 @@ func (p *Partial) onPiece(i int, put func(from int64) error) error {
 	}
 	p.arrived(i)
 	return nil
+}
+
+// errTurned is told to who brings pieces of a torrent that p does not go by any more.
+var errTurned = errors.New("blob arrives by another torrent, or by none")
+
+// isHere tells whether piece i of t is here. p.mu is held.
+func (p *Partial) isHere(t *Torrent, i int) (bool, error) {
+	switch {
+	case p.torrent != nil && p.have.has(i):
+		return true, nil
+	case p.torrent != t:
+		return false, fmt.Errorf("piece %d of %s: %w", i, p.digest, errTurned)
+	}
+	return false, nil
 }
 
 // noError makes no error of it that a Partial has all it needs.
@@ -274,7 +128,7 @@ func (p *Partial) arrived(i int) {
 // take waits until nobody is at work on piece i, and keeps others away from it until
 // leave. p.mu is held, and let go meanwhile.
 func (p *Partial) take(i int) {
-	for p.busy[i] != 0 {
+	for p.busy[i] != 0 || p.turning {
 		p.free.Wait()
 	}
 	p.busy[i] = -1
@@ -283,7 +137,7 @@ func (p *Partial) take(i int) {
 // join waits until nobody has piece i to himself, and keeps it so until leave. p.mu is
 // held, and let go meanwhile.
 func (p *Partial) join(i int) {
-	for p.busy[i] < 0 {
+	for p.busy[i] < 0 || p.turning {
 		p.free.Wait()
 	}
 	p.busy[i]++
@@ -313,7 +167,7 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 		i := int(at / t.PieceLength())
 		_, end := pieceSpan(p.size, i)
 		part := b[done:min(int64(len(b)), int64(done)+end-at)]
-		if err := p.writePart(i, part, at); err != nil {
+		if err := p.writePart(t, i, part, at); err != nil {
 			return done, err
 		}
 		done += len(part)
@@ -321,8 +175,8 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// writePart writes b, which is part of piece i, at off, unless the piece is here.
-func (p *Partial) writePart(i int, b []byte, off int64) error {
+// writePart writes b, which is part of piece i of t, at off, unless the piece is here.
+func (p *Partial) writePart(t *Torrent, i int, b []byte, off int64) error {
 	if err := p.enterPiece(i); err != nil {
 		return noError(err)
 	}
@@ -331,8 +185,8 @@ func (p *Partial) writePart(i int, b []byte, off int64) error {
 	defer p.mu.Unlock()
 	p.join(i)
 	defer p.leave(i)
-	if p.have.has(i) {
-		return nil
+	if here, err := p.isHere(t, i); here || err != nil {
+		return err
 	}
 	p.mu.Unlock()
 	err := p.overwrite(i, b, off)
@@ -341,23 +195,23 @@ func (p *Partial) writePart(i int, b []byte, off int64) error {
 	return err
 }
 
-// overwrite writes b, which is part of piece i, at off. Readers who have been given
-// the tail, and the follower who has hashed it, go on from it only as long as nobody
-// brings other bytes for it: were it overwritten unseen, who reads it at this moment
-// would get bytes that nothing ever checks. The caller is at work on the piece.
+// overwrite writes b, which is part of piece i, at off. Readers who have been given what
+// is here of the piece unjudged, and the follower who has hashed it, go on from it only
+// as long as nobody brings other bytes for it: were it overwritten unseen, who reads it
+// at this moment would get bytes that nothing ever checks. The caller is at work on the
+// piece.
 func (p *Partial) overwrite(i int, b []byte, off int64) error {
 	p.mu.Lock()
-	t := p.tail
+	from, to := p.unjudged(i)
 	p.mu.Unlock()
-	if t != nil && t.piece == i {
-		same, err := p.agrees(t, b, off)
+	if from < to {
+		same, err := p.agrees(from, to, b, off)
 		if err != nil {
 			return err
 		}
 		if !same {
 			p.mu.Lock()
-			p.wrong(t.from, t.to)
-			p.tail = nil
+			p.disown(i)
 			p.mu.Unlock()
 		}
 	}
@@ -367,9 +221,20 @@ func (p *Partial) overwrite(i int, b []byte, off int64) error {
 	return nil
 }
 
-// agrees tells whether b at off has the bytes that the tail has there.
-func (p *Partial) agrees(t *tail, b []byte, off int64) (bool, error) {
-	from, to := max(t.from, off), min(t.to, off+int64(len(b)))
+// disown gives up what is here of piece i unjudged. p.mu is held.
+func (p *Partial) disown(i int) {
+	if from, to := p.unjudged(i); from < to {
+		p.wrong(from, to)
+	}
+	p.unknown.clear(i)
+	if p.tail != nil && p.tail.piece == i {
+		p.tail = nil
+	}
+}
+
+// agrees tells whether b at off has the bytes that the file has there in [from, to).
+func (p *Partial) agrees(from, to int64, b []byte, off int64) (bool, error) {
+	from, to = max(from, off), min(to, off+int64(len(b)))
 	if from >= to {
 		return true, nil
 	}

@@ -44,7 +44,7 @@ type reader struct {
 
 	// Guarded by p.mu.
 	off     int64
-	seen    int64 // bytes before it may have been given out unverified
+	seen    int64 // bytes before it may have been given out
 	waiting bool
 	closed  bool
 	err     error // why it may not go on
@@ -177,6 +177,7 @@ func (r *reader) allowed(limit int64) (int64, error) {
 	if n > 0 && r.off+n == r.end && (r.end == p.size || !p.verifiedAll(r.start, r.seen)) {
 		n--
 	}
+	r.seen = max(r.seen, r.off+n) // the torrent may be replaced by one that disagrees
 	return n, nil
 }
 

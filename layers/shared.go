@@ -16,11 +16,20 @@ type Shared struct {
 	trackers []string
 	log      *slog.Logger
 
-	mu       sync.Mutex // guards all below
-	torrents map[digest.Digest]*Torrent
-	names    map[InfoHash]digest.Digest // of their swarms, as far as they are known
-	growing  map[digest.Digest]*Torrent // those whose infohash is not in names yet
+	mu      sync.Mutex // guards all below
+	blobs   map[digest.Digest]offer
+	names   map[InfoHash]digest.Digest // of their swarms, as far as they are known
+	growing map[digest.Digest]*Torrent // those whose infohash is not in names yet
 }
+
+// offer is one blob in the swarm.
+type offer struct {
+	torrent *Torrent
+	partial *Partial // that the swarm has it from; nil if it was whole
+}
+
+// stands tells whether the swarm can still have the blob from us.
+func (o offer) stands() bool { return o.partial == nil || !o.partial.failed() }
 
 // maxAtStart bounds the blobs that are shared again after a start before
 // anyone asks for them.
@@ -29,14 +38,14 @@ const maxAtStart = 256
 // NewShared shares nothing yet. What it shares is announced to trackers.
 func NewShared(store *Store, swarm Swarm, trackers []string, log *slog.Logger) *Shared {
 	return &Shared{store: store, swarm: swarm, trackers: trackers, log: log,
-		torrents: make(map[digest.Digest]*Torrent), names: make(map[InfoHash]digest.Digest), growing: make(map[digest.Digest]*Torrent)}
+		blobs: make(map[digest.Digest]offer), names: make(map[InfoHash]digest.Digest), growing: make(map[digest.Digest]*Torrent)}
 }
 
 // Share offers a whole blob, if that has not been done, and returns its
 // metainfo. The error is ErrNotFound, or the disk's or the swarm's.
 func (s *Shared) Share(ctx context.Context, d digest.Digest) (*Metainfo, error) {
-	if t := s.torrent(d); t != nil && t.Metainfo() != nil {
-		return t.Metainfo(), nil
+	if m := s.metainfo(d); m != nil {
+		return m, nil
 	}
 	m, err := s.store.Metainfo(d)
 	if err != nil || m.Pieces() == 0 {
@@ -58,19 +67,27 @@ func (s *Shared) Arriving(ctx context.Context, t *Torrent, p *Partial) error {
 	if err := s.swarm.ShareArriving(ctx, t, p, s.trackers); err != nil {
 		return err
 	}
-	s.Joined(t)
+	s.note(offer{t, p})
 	return nil
 }
 
 // Joined notes a swarm that was joined to fetch the blob, and that goes on
 // sharing it.
-func (s *Shared) Joined(t *Torrent) {
+func (s *Shared) Joined(t *Torrent) { s.note(offer{torrent: t}) }
+
+func (s *Shared) note(o offer) {
+	d := o.torrent.Digest()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forget(t.Digest())
-	s.torrents[t.Digest()], s.growing[t.Digest()] = t, t
-	if draft, ok := t.Draft(); ok {
-		s.names[draft] = t.Digest()
+	s.forget(d)
+	s.blobs[d] = o
+	if draft, ok := o.torrent.Draft(); ok {
+		s.names[draft] = d
+	}
+	if m := o.torrent.Metainfo(); m != nil {
+		s.names[m.InfoHash()] = d
+	} else {
+		s.growing[d] = o.torrent
 	}
 }
 
@@ -99,12 +116,10 @@ func (s *Shared) Has(ih InfoHash) bool {
 		if m := t.Metainfo(); m != nil {
 			s.names[m.InfoHash()] = d
 			delete(s.growing, d)
-		} else if t.Err() != nil {
-			s.forget(d)
 		}
 	}
-	_, ok := s.names[ih]
-	return ok
+	o, ok := s.blobs[s.names[ih]]
+	return ok && o.stands()
 }
 
 // Drop leaves the swarm of a blob that has been evicted.
@@ -117,22 +132,26 @@ func (s *Shared) Drop(d digest.Digest) {
 
 // forget takes a blob out of the maps. s.mu is held.
 func (s *Shared) forget(d digest.Digest) {
-	t := s.torrents[d]
-	if t == nil {
+	o, ok := s.blobs[d]
+	if !ok {
 		return
 	}
-	delete(s.torrents, d)
+	delete(s.blobs, d)
 	delete(s.growing, d)
-	draft, _ := t.Draft()
-	for _, ih := range []InfoHash{draft, t.infoHash()} {
-		if s.names[ih] == d {
-			delete(s.names, ih)
-		}
+	if draft, ok := o.torrent.Draft(); ok {
+		delete(s.names, draft)
+	}
+	if m := o.torrent.Metainfo(); m != nil {
+		delete(s.names, m.InfoHash())
 	}
 }
 
-func (s *Shared) torrent(d digest.Digest) *Torrent {
+// metainfo returns that of a blob that is on offer and whole.
+func (s *Shared) metainfo(d digest.Digest) *Metainfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.torrents[d]
+	if o, ok := s.blobs[d]; ok && o.stands() {
+		return o.torrent.Metainfo()
+	}
+	return nil
 }

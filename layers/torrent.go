@@ -75,14 +75,6 @@ func (t *Torrent) Metainfo() *Metainfo {
 	return t.meta
 }
 
-// infoHash returns the swarm's name, or zeros while it is not known.
-func (t *Torrent) infoHash() InfoHash {
-	if m := t.Metainfo(); m != nil {
-		return m.InfoHash()
-	}
-	return InfoHash{}
-}
-
 // Known returns how many hashes are known: those of the pieces [0, Known).
 func (t *Torrent) Known() int { return len(t.known()) / sha1.Size }
 
@@ -100,6 +92,12 @@ func (t *Torrent) Piece(i int) (sum [20]byte, known bool) {
 		return sum, false
 	}
 	return [sha1.Size]byte(hashes[i*sha1.Size:]), true
+}
+
+// knows tells whether the hash of the piece that has the byte at off is known.
+func (t *Torrent) knows(off int64) bool {
+	_, known := t.Piece(int(off / t.PieceLength()))
+	return known
 }
 
 // Add makes the next hashes known, 20 bytes each. After the last one the torrent is
