@@ -293,6 +293,9 @@ func (x *exchange) look() bool {
 	}
 	now := x.now()
 	for _, p := range x.peers {
+		if len(p.out) > 0 {
+			p.kick()
+		}
 		if p.requests > 0 && now-p.heardAt > deadAfter {
 			x.client.log.Debug("peer stalls", "peer", p.addr, "requests", p.requests)
 			x.giveUp(p)
@@ -327,12 +330,22 @@ func (x *exchange) list() []layers.Peer {
 // random is where choices between equals come from.
 func random() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
 
+// eager is how many peers hear of a new piece at once. Hardly more than one will ask us
+// for it; but each packet costs as much as one full of data, so the others hear of it
+// with what else there is to say to them, or at the next tick.
+const eager = 4
+
 // tell announces that we have piece i, but not to who has it too: it learns nothing.
 // mu is held.
 func (x *exchange) tell(i int) {
-	for _, p := range x.peers {
-		if !p.shy && (!p.has.has(i) || p.who.seeder) {
-			p.out = appendHave(p.out, i)
+	told := 0
+	for _, p := range x.peers { // in random order
+		if p.shy || p.has.has(i) && !p.who.seeder {
+			continue
+		}
+		p.out = appendHave(p.out, i)
+		if p.turn.state == idle && told < eager {
+			told++
 			p.kick()
 		}
 	}
