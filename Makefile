@@ -112,6 +112,10 @@ profile: bin/murder-lab ## CPU and heap profiles of mirrors and seeder at full s
 bin/murder-lab:
 	go build -o $@ ./integration/lab
 
+.PHONY: bench-tracker
+bench-tracker: ## announces a second of 10,000 hosts on 10 swarms each, on one core, and memory a peer
+	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
 .PHONY: image
 image: ## a container image, by docker or podman
 	$$(command -v docker || command -v podman) build --build-arg VERSION=$(VERSION) -t murder:$(VERSION) .

@@ -29,7 +29,7 @@ func needsBench(t *testing.T) {
 	t.Helper()
 	needs(t)
 	if os.Getenv("MURDER_BENCH") == "" {
-		t.Skip("benchmarks run by make bench-warm, bench-cold and bench-memory")
+		t.Skip("benchmarks run by the bench targets of the Makefile")
 	}
 }
 

@@ -413,3 +413,23 @@ func FuzzParseAnnounce(f *testing.F) {
 		}
 	})
 }
+
+// silent is an http.ResponseWriter that forgets.
+type silent struct{ header http.Header }
+
+func (s silent) Header() http.Header         { return s.header }
+func (s silent) Write(b []byte) (int, error) { return len(b), nil }
+func (s silent) WriteHeader(int)             {}
+
+func BenchmarkServeAnnounce(b *testing.B) {
+	tr := New(Config{Log: slog.New(slog.DiscardHandler)})
+	requests := make([]*http.Request, 10_000)
+	for i := range requests {
+		requests[i] = httptest.NewRequest(http.MethodGet, "/announce"+queryOf(fmt.Sprint(i), 7081, fmt.Sprintf("&numwant=10&ip=10.0.%d.%d", i>>8, i&255)), nil)
+	}
+	w := silent{make(http.Header)}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		tr.ServeAnnounce(w, requests[i%len(requests)])
+	}
+}

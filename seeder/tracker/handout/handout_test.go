@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -570,5 +571,30 @@ func BenchmarkAnnounce(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		buf, _ = f.Announce(asks[i%10_000], MaxPeers, buf[:0])
+	}
+}
+
+// With the room that the collector leaves itself, memory is twice what lives.
+func TestMemory(t *testing.T) {
+	const swarms, hosts = 10, 10_000
+	live := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := live()
+	fleets := make([]*fleet, swarms)
+	for i := range fleets {
+		fleets[i] = newFleet(t)
+		for n := range hosts {
+			fleets[i].join(n, "", Degree)
+		}
+	}
+	each := float64(live()-before) / (swarms * hosts)
+	runtime.KeepAlive(fleets)
+	t.Logf("%.0f bytes a peer", each)
+	if each > 150 {
+		t.Errorf("%.0f bytes a peer live, want at most 150", each)
 	}
 }
