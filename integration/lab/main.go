@@ -47,6 +47,7 @@ type options struct {
 	compare        bool
 	noLibrary      bool
 	noDirect, keep bool
+	timeline       bool
 	murder, out    string
 	profile        string // folder, or "" for none
 	logLevel       string
@@ -75,6 +76,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.BoolVar(&o.noLibrary, "no-library", false, "leave out the swarm on the library's own client")
 	flags.BoolVar(&o.noDirect, "no-direct", false, "leave out the pulls straight from the registry")
 	flags.BoolVar(&o.keep, "keep", false, "keep data and logs of the runs")
+	flags.BoolVar(&o.timeline, "timeline", false, "print how busy the cables were, second by second")
 	flags.StringVar(&o.murder, "murder", "bin/murder", "murder's binary")
 	flags.StringVar(&o.out, "out", "bin/lab", "folder of the JSON files")
 	flags.StringVar(&o.profile, "profile", "", "folder for profiles of daemons that were built with the tag labprofile")

@@ -85,9 +85,12 @@ func measure(ctx context.Context, s *stage, f fleet) (result, error) {
 		return result{}, err
 	}
 	start := time.Now()
-	hosts := s.pullAll(ctx, f)
+	hosts, moments, err := s.watchAll(ctx, f)
 	seconds := time.Since(start).Seconds()
-	if err := context.Cause(ctx); errors.Is(err, context.Canceled) {
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	if err != nil {
 		return result{}, err
 	}
 	after, err := s.sample(context.WithoutCancel(ctx), f)
@@ -97,7 +100,21 @@ func measure(ctx context.Context, s *stage, f fleet) (result, error) {
 	if err := s.profileEnd(ctx); err != nil {
 		return result{}, err
 	}
-	return newResult(s, before, after, hosts, seconds), nil
+	r := newResult(s, before, after, hosts, seconds)
+	r.Timeline = moments
+	return r, nil
+}
+
+// watchAll is pullAll with an eye on the cables.
+func (s *stage) watchAll(ctx context.Context, f fleet) (hosts []hostResult, moments []moment, err error) {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	var watcher sync.WaitGroup
+	watcher.Go(func() { moments, err = s.timeline(watching) })
+	hosts = s.pullAll(ctx, f)
+	stop()
+	watcher.Wait()
+	return hosts, moments, err
 }
 
 // pullAll runs the hosts' pulls and kills, and waits for those that count.

@@ -23,8 +23,9 @@ type result struct {
 	Folder     string // where data was kept
 	Seconds    float64
 
-	Groups []group
-	Each   []hostResult
+	Groups   []group
+	Each     []hostResult
+	Timeline []moment
 
 	Sent        map[string]int64 // bytes at the card, by role, headers included
 	SentByHost  []int64          // likewise

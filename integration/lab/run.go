@@ -61,6 +61,9 @@ func (l *lab) runPlan(ctx context.Context, scenario, contender string, p plan, o
 // report prints a run and writes its file. Hosts that failed are an error.
 func (l *lab) report(r result) error {
 	printResult(os.Stdout, r)
+	if l.timeline {
+		printTimeline(os.Stdout, r.Timeline)
+	}
 	if err := writeResult(l.out, r); err != nil {
 		return err
 	}
