@@ -19,8 +19,9 @@ const (
 	announces = 8
 	// announceTimeout is how long a tracker may take for one.
 	announceTimeout = 5 * time.Second
-	// small is up to how many peers a swarm may have for us to wait for more: those of
-	// a larger one that our tracker does not give us find us.
+	// small is up to how many peers a swarm may have for us to wait for more, the seeder
+	// and us included. Our tracker tells all of a small swarm of one another; those of a
+	// larger one that it does not give us may find us, so we ask again later.
 	small = 22
 	// holdFor is how long a tracker is asked to hold an answer until there is a peer
 	// to tell of; ours holds no longer.
@@ -58,8 +59,9 @@ type member interface {
 //
 // A swarm that lacks peers and bytes is announced with the wish that the answer be
 // held until there is a peer to tell of, again and again, if the tracker does that
-// (ours does): so the first hosts of a swarm hear of the others as they come. All
-// others are announced as often as the tracker asks for.
+// (ours does): so the first hosts of a swarm hear of the others as they come. A large
+// one that lacks them is announced as often as the tracker allows (its "min interval"),
+// and all others as often as it asks for.
 //
 // A tracker that was started anew knows nobody. It has another ID then, and all of its
 // swarms are announced again soon once one answer has shown it.
@@ -360,7 +362,7 @@ func (a *announcer) heard(p *post, ask announceAsk, answer announceAnswer) {
 	case fewer && answer.holds && answer.complete+answer.incomplete <= small && a.holding < holds && !early:
 		a.mayHold(p, true)
 		pause = holdPause
-	case fewer && len(answer.peers) == 0:
+	case fewer: // by then it may have been found by others
 		pause = answer.minInterval
 	}
 	p.at = time.Now().Add(jitter(pause))
