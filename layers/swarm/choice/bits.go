@@ -22,14 +22,6 @@ func (b bitset) fill(n int) {
 	}
 }
 
-func (b bitset) count() int {
-	n := 0
-	for _, w := range b {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
 // meets says whether the two sets have a piece in common.
 func (b bitset) meets(c bitset) bool {
 	for w, x := range b {

@@ -14,12 +14,6 @@ const (
 	// sample bounds the pieces that one choice compares. The rarest of this
 	// many, taken from a random place on, is as good as the rarest of all.
 	sample = 512
-
-	// A piece asked of one peer is asked of another too when the first has been
-	// silent for lateSilence and has had lateAsk for it. Anything more eager
-	// fetched 5 to 11 % of a blob twice.
-	lateSilence = 1500 * time.Millisecond
-	lateAsk     = 3 * time.Second
 )
 
 // PeerKind is what a peer is to a host that fetches.
@@ -41,7 +35,8 @@ const (
 // the window ahead of a reader that its peer has and nobody was asked for; else
 // the rarest such piece, ties at random. A whole piece is asked of one peer.
 // When there is nothing left to ask it for, a peer with nothing else to do may
-// get what another one is late with.
+// get what another one is late with: see late.go. What is to be had of hosts of
+// another zone only is for far.go to say.
 type Leech struct {
 	rand     *rand.Rand
 	pieces   int
@@ -54,23 +49,32 @@ type Leech struct {
 	copies  []int32 // how many near hosts have the piece
 	missing int
 	peers   []*Peer
-	fronts  []int // where readers stand
-	pending int   // pieces asked of somebody and not verified
-	also    []*Peer
-	freed   []int
+	near    int // how many of them are near
+
+	owed     int64         // bytes asked of near peers and not yet here
+	stuck    int64         // those of them that silent peers owe
+	surveyed time.Duration // when that was last counted
+	meter    meter         // what near peers send
+
+	fronts  []int         // where readers stand
+	frontAt time.Duration // since when, or so
+	moved   bool          // they have been told of since
+	lateAt  time.Duration // nothing is late before
+	far     far
+
+	also  []*Peer
+	freed []int
 }
 
 // Peer is the other end of one connection.
 type Peer struct {
-	kind   PeerKind
-	has    bitset
-	asked  []ask
-	owed   int64         // bytes asked and not yet here
-	heard  time.Duration // when it last sent something, or was first asked
-	rate   float64       // bytes per second while it owed something
-	got    int64         // bytes since mark
-	mark   time.Duration
-	landed bool // it has been removed
+	kind  PeerKind
+	has   bitset
+	asked []ask
+	owed  int64         // bytes asked and not yet here
+	heard time.Duration // when it last sent something, or began to owe it
+	meter meter
+	gone  bool
 }
 
 // ask is a piece asked of a peer.
@@ -100,45 +104,54 @@ func NewLeech(size, pieceLen int64, have func(i int) bool, r *rand.Rand) *Leech 
 
 // Known says that only pieces [0, n) may be asked for, as the others' hashes
 // are not known yet. All may from the start.
-func (l *Leech) Known(n int) { l.known = n }
+func (l *Leech) Known(n int) { l.known = min(n, l.pieces) }
 
 // Missing is how many pieces are not verified yet.
 func (l *Leech) Missing() int { return l.missing }
 
 // Wanted says at which pieces readers stand, lowest first.
-func (l *Leech) Wanted(fronts []int) { l.fronts = append(l.fronts[:0], fronts...) }
+func (l *Leech) Wanted(fronts []int) {
+	if !slices.Equal(l.fronts, fronts) {
+		l.fronts = append(l.fronts[:0], fronts...)
+		l.moved = true
+	}
+}
 
 // Add begins a connection to a peer that has no piece yet.
 func (l *Leech) Add(kind PeerKind, now time.Duration) *Peer {
-	p := &Peer{kind: kind, has: newBitset(l.pieces), heard: now, mark: now}
+	p := &Peer{kind: kind, has: newBitset(l.pieces), heard: now}
 	l.peers = append(l.peers, p)
+	if kind == Near {
+		l.near++
+	}
 	return p
 }
 
 // Remove ends a connection. What was asked of p and of nobody else can be asked
 // elsewhere; it is returned, and valid until the next call.
 func (l *Leech) Remove(p *Peer) (freed []int) {
-	if p.landed {
-		return nil
-	}
-	p.landed = true
-	l.peers = slices.DeleteFunc(l.peers, func(o *Peer) bool { return o == p })
-	if p.kind == Near {
-		p.has.each(func(i int) { l.copies[i]-- })
-	}
 	l.freed = l.freed[:0]
+	if p.gone {
+		return l.freed
+	}
 	for len(p.asked) > 0 {
 		i := p.asked[0].piece
 		if l.Drop(p, i); l.free.has(i) {
 			l.freed = append(l.freed, i)
 		}
 	}
+	p.gone = true
+	l.peers = slices.DeleteFunc(l.peers, func(o *Peer) bool { return o == p })
+	if p.kind == Near {
+		l.near--
+		p.has.each(func(i int) { l.copies[i]-- })
+	}
 	return l.freed
 }
 
 // Have notes that p has piece i.
 func (l *Leech) Have(p *Peer, i int) {
-	if p.has.has(i) {
+	if p.gone || p.has.has(i) {
 		return
 	}
 	p.has.add(i)
@@ -158,7 +171,7 @@ func (l *Leech) HaveAll(p *Peer) {
 // it (BEP 6). It can be asked elsewhere.
 func (l *Leech) Lost(p *Peer, i int) {
 	l.Drop(p, i)
-	if !p.has.has(i) {
+	if p.gone || !p.has.has(i) {
 		return
 	}
 	p.has.del(i)
@@ -170,10 +183,7 @@ func (l *Leech) Lost(p *Peer, i int) {
 // Drop takes back what p was asked for, so that it can be asked elsewhere; p
 // still has it.
 func (l *Leech) Drop(p *Peer, i int) {
-	if !l.forget(p, i) || l.askedOf(i) != nil {
-		return
-	}
-	if l.lacked.has(i) {
+	if l.forget(p, i) && l.askedOf(i) == nil && l.lacked.has(i) {
 		l.free.add(i)
 	}
 }
@@ -183,12 +193,24 @@ func (l *Leech) Interesting(p *Peer) bool { return p.has.meets(l.lacked) }
 
 // Progress notes that n bytes of piece i came from p.
 func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
+	k := p.find(i)
+	if k < 0 {
+		return
+	}
+	n = min(n, p.asked[k].left)
+	p.asked[k].left -= n
+	p.owed -= n
 	p.heard = now
-	if k := p.find(i); k >= 0 {
-		n = min(n, p.asked[k].left)
-		p.asked[k].left -= n
-		p.owed -= n
-		p.measure(n, now)
+	p.meter.count(n, now)
+	switch {
+	case p.kind == Near:
+		l.owed -= n
+		l.meter.count(n, now)
+	case p.kind == Far:
+		l.far.owed -= n
+		if p.asked[k].left == 0 {
+			l.far.came(now - p.asked[k].at)
+		}
 	}
 }
 
@@ -225,57 +247,41 @@ func (l *Leech) Failed(i int) {
 
 // Next picks the piece to ask p for and notes it as asked. It is to be called
 // until it says no, whenever something has happened that may have changed the
-// answer: p announced or sent something, another's pieces were freed, or half a
-// second has passed. It keeps to [Pipeline] by itself.
+// answer: p announced or sent something, another's pieces were freed, or some
+// tenths of a second have passed. It keeps to [Pipeline] by itself.
 func (l *Leech) Next(p *Peer, now time.Duration) (piece int, ok bool) {
-	if !l.room(p) {
+	if p.gone {
 		return 0, false
 	}
-	if i, ok := l.choose(p); ok {
-		l.ask(p, i, now)
-		return i, true
+	if piece, ok = l.urgent(p, now); !ok && l.room(p, now) {
+		if piece, ok = l.choose(p, now); !ok && len(p.asked) == 0 {
+			piece, ok = l.late(p, now)
+		}
 	}
-	if len(p.asked) > 0 {
-		return 0, false
+	if ok {
+		l.ask(p, piece, now)
 	}
-	if i, ok := l.late(p, now); ok {
-		l.ask(p, i, now)
-		return i, true
-	}
-	return 0, false
-}
-
-// room says whether p may be asked for one more piece. An origin is asked for
-// all that it reveals: it has bounded that itself.
-func (l *Leech) room(p *Peer) bool {
-	switch p.kind {
-	case Origin:
-		return true
-	case Far:
-		return p.owed == 0
-	default:
-		return p.owed < Pipeline(p.rate, l.pieceLen)
-	}
+	return piece, ok
 }
 
 // choose picks among the pieces that were asked of nobody.
-func (l *Leech) choose(p *Peer) (int, bool) {
-	if p.kind != Far {
-		for _, f := range l.fronts {
-			if i, ok := l.free.firstIn(p.has, f, min(f+window, l.known)); ok {
-				return i, true
-			}
+func (l *Leech) choose(p *Peer, now time.Duration) (int, bool) {
+	if p.kind == Far && l.near > 0 {
+		return l.far.choose(l, p, now)
+	}
+	for _, f := range l.fronts {
+		if i, ok := l.free.firstIn(p.has, f, min(f+window, l.known)); ok {
+			return i, true
 		}
 	}
 	return l.rarest(p)
 }
 
 // rarest picks the free piece of p's that the fewest near hosts have, at random
-// among equals: it looks at sample pieces from a random place on. Of a far peer
-// it picks only what no near host has.
+// among equals: it looks at sample pieces from a random place on.
 func (l *Leech) rarest(p *Peer) (int, bool) {
 	best, copies, ties, seen := -1, int32(0), 0, 0
-	words := len(p.has)
+	words := (l.known + 63) / 64
 	if words == 0 {
 		return 0, false
 	}
@@ -287,12 +293,11 @@ func (l *Leech) rarest(p *Peer) (int, bool) {
 		}
 		for x := p.has[w] & l.free[w]; x != 0; x &= x - 1 {
 			i := w<<6 + bits.TrailingZeros64(x)
-			c := l.copies[i]
-			if i >= l.known || p.kind == Far && c > 0 {
-				continue
+			if i >= l.known {
+				break
 			}
 			seen++
-			switch {
+			switch c := l.copies[i]; {
 			case best < 0 || c < copies:
 				best, copies, ties = i, c, 1
 			case c == copies:
@@ -308,31 +313,15 @@ func (l *Leech) rarest(p *Peer) (int, bool) {
 	return best, best >= 0
 }
 
-// late picks a piece that another peer was asked for and is late with, the
-// oldest first.
-func (l *Leech) late(p *Peer, now time.Duration) (int, bool) {
-	best, oldest := -1, time.Duration(0)
-	for _, o := range l.peers {
-		if o == p || now-o.heard < lateSilence {
-			continue
-		}
-		for _, a := range o.asked {
-			if a.left > 0 && now-a.at >= lateAsk && p.has.has(a.piece) && (best < 0 || a.at < oldest) && l.askedOf(a.piece) == o {
-				best, oldest = a.piece, a.at
-			}
-		}
-	}
-	return best, best >= 0
-}
-
 // ask notes piece i as asked of p.
 func (l *Leech) ask(p *Peer, i int, now time.Duration) {
 	if p.owed == 0 {
-		p.heard, p.mark, p.got = now, now, 0
+		p.heard = now
+		p.meter.resume(now)
 	}
 	n := l.pieceSize(i)
 	p.asked = append(p.asked, ask{i, now, n})
-	p.owed += n
+	l.owe(p, n)
 	l.free.del(i)
 }
 
@@ -342,9 +331,19 @@ func (l *Leech) forget(p *Peer, i int) bool {
 	if k < 0 {
 		return false
 	}
-	p.owed -= p.asked[k].left
+	l.owe(p, -p.asked[k].left)
 	p.asked = slices.Delete(p.asked, k, k+1)
 	return true
+}
+
+func (l *Leech) owe(p *Peer, n int64) {
+	p.owed += n
+	switch p.kind {
+	case Near:
+		l.owed += n
+	case Far:
+		l.far.owed += n
+	}
 }
 
 // askedOf returns a peer that is asked for piece i, or nil.
@@ -362,14 +361,10 @@ func (l *Leech) pieceSize(i int) int64 {
 }
 
 func (p *Peer) find(i int) int {
-	return slices.IndexFunc(p.asked, func(a ask) bool { return a.piece == i })
-}
-
-// measure keeps the rate at which p sends while it owes something.
-func (p *Peer) measure(n int64, now time.Duration) {
-	p.got += n
-	if d := now - p.mark; d >= 250*time.Millisecond {
-		p.rate = p.rate/2 + float64(p.got)/d.Seconds()/2
-		p.got, p.mark = 0, now
+	for k := range p.asked {
+		if p.asked[k].piece == i {
+			return k
+		}
 	}
+	return -1
 }

@@ -8,25 +8,27 @@ import (
 )
 
 const (
-	// revealAhead is how long a revealed piece should wait for its turn on our
-	// link: long enough that the link never waits for a host to ask, short
-	// enough that no piece is tied to a host that has become slow.
-	revealAhead = 500 * time.Millisecond
-
-	// fewestOpen pieces are open at any rate, so that a link that sends less
-	// than one piece in revealAhead is busy too.
-	fewestOpen = 6
+	// waiting is how many pieces that hosts have asked for should wait for our
+	// link, which then is never idle, beside what leaves within waitingTime.
+	waiting     = 6
+	waitingTime = 20 * time.Millisecond
+	// longest bounds how far ahead of its turn a piece is revealed.
+	longest = 500 * time.Millisecond
 
 	// openPerHost bounds what one of many hosts has open.
 	openPerHost = 4
 
 	// mostUnspread first copies may lie at a host without any other host having
-	// them; it gets no more until it has passed some on.
+	// them; others come before it until it has passed some on.
 	mostUnspread = 12
 
-	// sitting is how long a host may leave what it was shown, and get nothing
-	// else of us, before it is shown to others.
-	sitting = 5 * time.Second
+	// A piece that has been open staleFactor times as long as they usually are
+	// does not count any more: its host is slow, and another one is to keep our
+	// link busy. After sitting, or as many times as long, it is taken back.
+	staleFactor   = 4
+	stale         = time.Second
+	sittingFactor = 20
+	sitting       = 5 * time.Second
 
 	// sharedWindow is how many pieces ahead each of several sources picks from
 	// at random, per source.
@@ -36,39 +38,42 @@ const (
 // Seed decides what a source that has the blob reveals to whom (super-seeding).
 //
 // Hosts are told of a piece only when they are to fetch it. The pieces that
-// nobody in a zone has go out first, in the order of the blob, each to one
-// host: the one with the fewest open, that is revealed and not yet sent. There
-// are as many open in all as leave in half a second, so that the link never
-// waits and a slow host holds up little. A host whose first copies nobody else
-// has yet after a dozen does not pass on, and gets no more until it does, unless
-// there is nobody else to serve.
+// nobody has go out first, in the order of the blob, each to one host: the one
+// with the fewest open, that is revealed and not yet sent. No more are open in
+// all than keep our link busy, so that a piece is tied to a host only when it
+// can go there at once. A host whose first copies nobody else has yet, after a
+// dozen, does not pass on: others come before it until it does.
 //
 // When every piece has left once, hosts are told of those they lack, the rarest
-// first: a host that has no other source gets the whole blob from here, one
-// that has others needs little of it. First copies that wait at a slow host by
-// then are taken back and given to one that has nothing to do.
+// in their zone first: a host that has no other source gets the whole blob from
+// here, one that has others needs little of it. So every piece leaves once
+// before any leaves twice, and what crosses to another zone after that is only
+// what has not come there between hosts.
 type Seed struct {
 	rand   *rand.Rand
 	pieces int
 	here   int
 	shared int
-	zones  map[string]*zone
 	hosts  []*Host
-	open   int // at all hosts
+	zones  []*zone
+	fresh  bitset        // nobody has it, and nobody was told
+	next   int           // none below is fresh
+	lone   map[int]*Host // first copies that only the host we sent them to has
 	moves  []Move
+	looked time.Duration // when Moves was last called
 
-	sent int           // pieces since mark
-	mark time.Duration // when rate was last brought up to date
-	rate float64       // pieces that leave per second
+	sent  int           // pieces since mark
+	mark  time.Duration // when rate was last brought up to date
+	rate  float64       // pieces that leave per second
+	lag   time.Duration // from revealed to asked for
+	usual time.Duration // from revealed to sent
 }
 
 // zone is what the hosts of one zone have between them.
 type zone struct {
-	fresh  bitset        // nobody there has it and nobody was told
-	next   int           // none below is fresh
-	copies []int32       // how many have announced it
-	opened []int32       // how many have it open
-	lone   map[int]*Host // first copies that only the host we sent it to has
+	name   string
+	copies []int32 // how many have announced a piece
+	opened []int32 // how many have it open
 }
 
 // Host is one host that fetches from a [Seed].
@@ -77,15 +82,19 @@ type Host struct {
 	has      bitset
 	told     bitset // revealed to it
 	open     []reveal
+	firsts   int // revealed to it before anybody else
 	unspread int
 	served   time.Duration // when it last got a piece from us, or was first told of one
-	landed   bool
+	spent    bool          // there is nothing here that it has not or was not told of
+	gone     bool
 }
 
 // reveal is a piece revealed to a host and not sent yet.
 type reveal struct {
 	piece int
 	at    time.Duration
+	first bool // nobody else had it
+	asked bool
 }
 
 // Move is something to tell a host: that we have Piece (a HAVE), or, with
@@ -99,69 +108,89 @@ type Move struct {
 // NewSeed returns the choice for a source of a blob of so many pieces, all of
 // which are here.
 func NewSeed(pieces int, r *rand.Rand) *Seed {
-	return &Seed{rand: r, pieces: pieces, here: pieces, shared: 1, zones: make(map[string]*zone)}
+	s := &Seed{
+		rand: r, pieces: pieces, here: pieces, shared: 1,
+		fresh: newBitset(pieces), lone: make(map[int]*Host),
+	}
+	s.fresh.fill(pieces)
+	return s
 }
 
 // Here says that only pieces [0, n) are here yet. A source that still fetches
 // the blob says 0 to begin with.
-func (s *Seed) Here(n int) { s.here = min(n, s.pieces) }
+func (s *Seed) Here(n int) {
+	if n = min(n, s.pieces); n == s.here {
+		return
+	}
+	s.here = n
+	for _, h := range s.hosts {
+		h.spent = false
+	}
+}
 
 // Shared says how many complete sources the swarm has, this one included.
 func (s *Seed) Shared(n int) { s.shared = max(n, 1) }
 
 // Add begins a connection to a host of that zone.
 func (s *Seed) Add(name string, now time.Duration) *Host {
-	z := s.zones[name]
-	if z == nil {
-		z = &zone{
-			fresh:  newBitset(s.pieces),
-			copies: make([]int32, s.pieces),
-			opened: make([]int32, s.pieces),
-			lone:   make(map[int]*Host),
-		}
-		z.fresh.fill(s.pieces)
-		s.zones[name] = z
-	}
-	h := &Host{zone: z, has: newBitset(s.pieces), told: newBitset(s.pieces), served: now}
+	h := &Host{zone: s.zone(name), has: newBitset(s.pieces), told: newBitset(s.pieces), served: now}
 	s.hosts = append(s.hosts, h)
 	return h
 }
 
-// Remove ends a connection. What only this host had is to leave again.
+func (s *Seed) zone(name string) *zone {
+	for _, z := range s.zones {
+		if z.name == name {
+			return z
+		}
+	}
+	z := &zone{name: name, copies: make([]int32, s.pieces), opened: make([]int32, s.pieces)}
+	s.zones = append(s.zones, z)
+	return z
+}
+
+// Remove ends a connection. What only this host had or was to get leaves again.
 func (s *Seed) Remove(h *Host, now time.Duration) {
-	if h.landed {
+	if h.gone {
 		return
 	}
-	h.landed = true
+	h.gone = true
 	s.hosts = slices.DeleteFunc(s.hosts, func(o *Host) bool { return o == h })
 	for len(h.open) > 0 {
 		s.shut(h, 0)
 	}
-	for i, o := range h.zone.lone {
+	for i, o := range s.lone {
 		if o == h {
-			delete(h.zone.lone, i)
+			delete(s.lone, i)
 		}
 	}
 	h.has.each(func(i int) { h.zone.copies[i]-- })
-	h.told.each(func(i int) { h.zone.refresh(i) })
-	h.has.each(func(i int) { h.zone.refresh(i) })
+	h.has.each(s.refresh)
+	h.told.each(s.refresh)
 }
 
 // Have notes that h announced piece i.
 func (s *Seed) Have(h *Host, i int, now time.Duration) {
-	z := h.zone
-	if h.landed || h.has.has(i) {
+	if h.gone || h.has.has(i) {
 		return
 	}
 	h.has.add(i)
-	z.copies[i]++
-	z.fresh.del(i)
-	if o := z.lone[i]; o != nil && o != h {
+	h.zone.copies[i]++
+	s.fresh.del(i)
+	if o := s.lone[i]; o != nil && o != h {
 		o.unspread--
-		delete(z.lone, i)
+		delete(s.lone, i)
 	}
 	if k := h.find(i); k >= 0 { // it came from elsewhere, or we heard of it before we knew it sent
 		s.shut(h, k)
+	}
+}
+
+// Asked notes that h has asked for piece i, which was revealed to it.
+func (s *Seed) Asked(h *Host, i int, now time.Duration) {
+	if k := h.find(i); k >= 0 && !h.open[k].asked {
+		h.open[k].asked = true
+		s.lag += (now - h.open[k].at - s.lag) / 8
 	}
 }
 
@@ -169,13 +198,15 @@ func (s *Seed) Have(h *Host, i int, now time.Duration) {
 func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 	s.measure(now)
 	k := h.find(i)
-	if h.landed || k < 0 {
+	if h.gone || k < 0 {
 		return
 	}
 	h.served = now
+	s.usual += (now - h.open[k].at - s.usual) / 8
+	first := h.open[k].first
 	s.shut(h, k)
-	if h.zone.copies[i] == 0 && h.zone.lone[i] == nil {
-		h.zone.lone[i] = h
+	if first && s.copies(i) == 0 && s.lone[i] == nil {
+		s.lone[i] = h
 		h.unspread++
 	}
 }
@@ -184,58 +215,68 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 // that was told to the Seed, and at [Seed.Wake]. The slice is valid until the
 // next call.
 func (s *Seed) Moves(now time.Duration) []Move {
-	s.moves = s.moves[:0]
+	s.moves, s.looked = s.moves[:0], now
 	s.unseat(now)
-	for s.open < s.budget() {
-		h, i := s.pick()
+	for open, most := s.live(now), s.budget(); open < most; open++ {
+		h, i, first := s.pick()
 		if h == nil {
 			break
 		}
-		s.reveal(h, i, now)
+		s.reveal(h, i, first, now)
 	}
 	return s.moves
 }
 
-// Wake says when Moves may have something although nothing happened: when a
-// host will have sat on a reveal for too long.
+// Wake says when Moves may have something although nothing happened: when what
+// a host has open becomes stale, or is to be taken back.
 func (s *Seed) Wake() (at time.Duration, ok bool) {
 	for _, h := range s.hosts {
-		if len(h.open) == 0 {
-			continue
-		}
-		if t := h.served + s.patience(); !ok || t < at {
-			at, ok = t, true
+		for _, r := range h.open {
+			t := r.at + s.staleAfter()
+			if t <= s.looked {
+				t = h.served + s.sittingAfter()
+			}
+			if !ok || t < at {
+				at, ok = t, true
+			}
 		}
 	}
 	return at, ok
 }
 
-// patience is how long a host may sit on a reveal. At four times what the open
-// ones take to leave, it is the host's fault and not our link's.
-func (s *Seed) patience() time.Duration {
-	if s.rate == 0 {
-		return 4 * sitting
-	}
-	return max(sitting, time.Duration(4*float64(s.budget())/s.rate*float64(time.Second)))
-}
-
-// budget is how many pieces may be open in all.
+// budget is how many pieces may be open in all: those that wait for our link,
+// and as many as leave from when one is revealed until it is asked for. That
+// time is taken half as long again, so that it may grow.
 func (s *Seed) budget() int {
-	return max(fewestOpen, int(s.rate*revealAhead.Seconds()))
+	ahead := min(s.lag+s.lag/2+waitingTime, longest)
+	return waiting + int(s.rate*ahead.Seconds())
 }
 
 // perHost is how many pieces one host may have open.
 func (s *Seed) perHost() int {
-	if len(s.hosts) == 0 {
-		return 0
+	return max(openPerHost, 2*s.budget()/max(len(s.hosts), 1))
+}
+
+func (s *Seed) staleAfter() time.Duration   { return max(stale, staleFactor*s.usual) }
+func (s *Seed) sittingAfter() time.Duration { return max(sitting, sittingFactor*s.usual) }
+
+// live is how many open pieces count.
+func (s *Seed) live(now time.Duration) int {
+	n, after := 0, s.staleAfter()
+	for _, h := range s.hosts {
+		for _, r := range h.open {
+			if now-r.at < after {
+				n++
+			}
+		}
 	}
-	return max(openPerHost, 2*s.budget()/len(s.hosts))
+	return n
 }
 
 // unseat takes back what hosts sit on.
 func (s *Seed) unseat(now time.Duration) {
 	for _, h := range s.hosts {
-		if len(h.open) == 0 || now-h.served < s.patience() {
+		if len(h.open) == 0 || now-h.served < s.sittingAfter() {
 			continue
 		}
 		for len(h.open) > 0 {
@@ -245,77 +286,94 @@ func (s *Seed) unseat(now time.Duration) {
 	}
 }
 
-// pick chooses the host to tell and the piece to tell it of.
-func (s *Seed) pick() (*Host, int) {
+// pick chooses the host to tell and the piece to tell it of, and says whether
+// it is the first to be told.
+func (s *Seed) pick() (h *Host, piece int, first bool) {
+	fresh := s.anyFresh()
+	if fresh {
+		if h = s.least(func(h *Host) bool { return h.unspread < mostUnspread }); h != nil {
+			return h, s.freshPiece(), true
+		}
+	}
+	for {
+		if h = s.least(func(h *Host) bool { return !h.spent }); h == nil {
+			return nil, 0, false
+		}
+		if fresh {
+			return h, s.freshPiece(), true
+		}
+		i, ok := s.again(h)
+		if ok {
+			return h, i, false
+		}
+		h.spent = true
+	}
+}
+
+// least finds the host that may be told of one more and comes first: whoever
+// has fewest open, then fewest that nobody else has, then got fewest firsts.
+func (s *Seed) least(may func(*Host) bool) *Host {
 	var best *Host
+	most := s.perHost()
 	for _, h := range s.hosts {
-		if len(h.open) < s.perHost() && h.unspread < mostUnspread && s.hasFresh(h.zone) && (best == nil || h.before(best)) {
+		if len(h.open) < most && may(h) && (best == nil || h.before(best)) {
 			best = h
 		}
 	}
-	if best != nil {
-		return best, s.freshFor(best)
-	}
-	var piece int
-	for _, h := range s.hosts {
-		if len(h.open) >= s.perHost() || best != nil && !h.before(best) {
-			continue
-		}
-		if i, ok := s.again(h); ok {
-			best, piece = h, i
-		}
-	}
-	return best, piece
+	return best
 }
 
-// before says whether h is to be served before o: whoever has less coming, then
-// whoever passes on better.
 func (h *Host) before(o *Host) bool {
 	if len(h.open) != len(o.open) {
 		return len(h.open) < len(o.open)
 	}
-	return h.unspread < o.unspread
+	if h.unspread != o.unspread {
+		return h.unspread < o.unspread
+	}
+	return h.firsts < o.firsts
 }
 
-// hasFresh says whether some piece that is here never left for the zone.
-func (s *Seed) hasFresh(z *zone) bool {
-	i, ok := z.fresh.firstIn(z.fresh, z.next, s.here)
-	if z.next = s.here; ok {
-		z.next = i
+// anyFresh says whether some piece that is here never left.
+func (s *Seed) anyFresh() bool {
+	i, ok := s.fresh.firstIn(s.fresh, s.next, s.here)
+	if ok {
+		s.next = i
 	}
 	return ok
 }
 
-// freshFor picks a fresh piece for h: the lowest; with several sources, which
-// would all begin with it, a random one of those ahead.
-func (s *Seed) freshFor(h *Host) int {
-	z := h.zone
-	if s.shared == 1 {
-		return z.next
+// freshPiece picks a fresh piece: the lowest; with several sources, which would
+// all begin with it, a random one of those ahead.
+func (s *Seed) freshPiece() int {
+	if s.shared > 1 {
+		from := s.next + s.rand.IntN(sharedWindow*s.shared)
+		if i, ok := s.fresh.firstIn(s.fresh, from, s.here); ok {
+			return i
+		}
 	}
-	from := z.next + s.rand.IntN(sharedWindow*s.shared)
-	if i, ok := z.fresh.firstIn(z.fresh, from, s.here); ok {
-		return i
-	}
-	return z.next
+	return s.next
 }
 
-// again picks a piece that h lacks although it has left before: the rarest of
-// the next so many, the lowest among equals.
+// again picks a piece that h lacks although it has left before: of the next so
+// many the rarest in its zone. Among equals it is the lowest, or, when there are
+// other zones from which h's zone may be fetching the lowest, a random one.
 func (s *Seed) again(h *Host) (int, bool) {
 	z := h.zone
-	best, copies, seen := -1, int32(0), 0
+	best, copies, ties, seen := -1, int32(0), 0, 0
 	for w := range h.has {
-		for x := ^(h.has[w] | h.told[w]); x != 0; x &= x - 1 {
+		for x := ^(h.has[w] | h.told[w]); x != 0 && seen < sample; x &= x - 1 {
 			i := w<<6 + bits.TrailingZeros64(x)
 			if i >= s.here {
 				return best, best >= 0
 			}
-			if c := z.copies[i] + z.opened[i]; best < 0 || c < copies {
-				best, copies = i, c
-			}
-			if seen++; seen >= sample {
-				return best, true
+			seen++
+			switch c := z.copies[i] + z.opened[i]; {
+			case best < 0 || c < copies:
+				best, copies, ties = i, c, 1
+			case c == copies && len(s.zones) > 1:
+				if ties++; s.rand.IntN(ties) == 0 {
+					best = i
+				}
 			}
 		}
 	}
@@ -323,15 +381,17 @@ func (s *Seed) again(h *Host) (int, bool) {
 }
 
 // reveal tells h of piece i.
-func (s *Seed) reveal(h *Host, i int, now time.Duration) {
+func (s *Seed) reveal(h *Host, i int, first bool, now time.Duration) {
 	if len(h.open) == 0 {
 		h.served = now
 	}
-	h.open = append(h.open, reveal{i, now})
+	if first {
+		h.firsts++
+	}
+	h.open = append(h.open, reveal{piece: i, at: now, first: first})
 	h.told.add(i)
 	h.zone.opened[i]++
-	h.zone.fresh.del(i)
-	s.open++
+	s.fresh.del(i)
 	s.moves = append(s.moves, Move{Host: h, Piece: i})
 }
 
@@ -340,7 +400,8 @@ func (s *Seed) withdraw(h *Host, k int) {
 	i := h.open[k].piece
 	s.shut(h, k)
 	h.told.del(i)
-	h.zone.refresh(i)
+	h.spent = false
+	s.refresh(i)
 	s.moves = append(s.moves, Move{Host: h, Piece: i, Withdraw: true})
 }
 
@@ -348,19 +409,32 @@ func (s *Seed) withdraw(h *Host, k int) {
 func (s *Seed) shut(h *Host, k int) {
 	h.zone.opened[h.open[k].piece]--
 	h.open = slices.Delete(h.open, k, k+1)
-	s.open--
 }
 
-// refresh makes piece i fresh again if nobody in the zone has it or is to get it.
-func (z *zone) refresh(i int) {
-	if z.copies[i] == 0 && z.opened[i] == 0 && z.lone[i] == nil {
-		z.fresh.add(i)
-		z.next = min(z.next, i)
+// refresh makes piece i fresh again if nobody has it or is to get it.
+func (s *Seed) refresh(i int) {
+	if s.copies(i) == 0 && s.lone[i] == nil {
+		s.fresh.add(i)
+		s.next = min(s.next, i)
 	}
 }
 
+// copies is how many hosts have announced piece i, or have it open.
+func (s *Seed) copies(i int) int32 {
+	n := int32(0)
+	for _, z := range s.zones {
+		n += z.copies[i] + z.opened[i]
+	}
+	return n
+}
+
 func (h *Host) find(i int) int {
-	return slices.IndexFunc(h.open, func(r reveal) bool { return r.piece == i })
+	for k := range h.open {
+		if h.open[k].piece == i {
+			return k
+		}
+	}
+	return -1
 }
 
 // measure keeps the rate at which pieces leave.

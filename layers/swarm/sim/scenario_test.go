@@ -10,7 +10,6 @@ import (
 
 // config is one scenario. Rates are in bytes a second.
 type config struct {
-	name       string
 	seed       uint64
 	hosts      int
 	sources    int

@@ -59,7 +59,8 @@ type node struct {
 	wants    int // peers to dial
 
 	serving  []*side // have a turn
-	turn     int
+	turn     int     // which of them is sent to
+	usual    int64   // how long turns take
 	waiting  []*side // have requests and wait for a turn
 	sending  bool
 	downFree int64
@@ -85,6 +86,9 @@ type side struct {
 	queue  []int32      // what the other asked of us
 	queued bool         // serving or waiting
 	chunk  int          // chunks of queue[0] that have been sent
+	turn   choice.Turn  // when waiting
+	began  int64        // when serving
+	slow   bool         // it takes long over its turn, which does not count any more
 	flying int
 	got    int // chunks of the piece that comes in
 	gotOf  int32
@@ -365,6 +369,9 @@ func (w *world) requested(s *side, piece int32) {
 		return
 	}
 	s.queue = append(s.queue, piece)
+	if s.at.seed != nil {
+		s.at.seed.Asked(s.host, int(piece), w.time())
+	}
 	w.enqueue(s)
 	w.kick(s.at)
 }
@@ -372,6 +379,7 @@ func (w *world) requested(s *side, piece int32) {
 func (w *world) enqueue(s *side) {
 	if !s.queued && len(s.queue) > 0 {
 		s.queued = true
+		s.turn = w.line(s)
 		s.at.waiting = append(s.at.waiting, s)
 	}
 }
@@ -381,12 +389,7 @@ func (w *world) kick(n *node) {
 	if n.sending || n.dead {
 		return
 	}
-	for len(n.waiting) > 0 && len(n.serving) < w.conf.turns {
-		s := n.waiting[0]
-		n.waiting = n.waiting[:copy(n.waiting, n.waiting[1:])]
-		s.chunk = 0
-		n.serving = append(n.serving, s)
-	}
+	w.grant(n)
 	for range n.serving {
 		n.turn = (n.turn + 1) % len(n.serving)
 		if s := n.serving[n.turn]; s.flying < inFlight {
@@ -395,6 +398,38 @@ func (w *world) kick(n *node) {
 			return
 		}
 	}
+}
+
+// grant gives a turn to who comes first, if there is one to give. A turn that
+// takes long does not count.
+func (w *world) grant(n *node) {
+	busy := 0
+	for _, s := range n.serving {
+		s.slow = s.slow || w.now-s.began > max(2*n.usual, int64(tickEvery))
+		if !s.slow {
+			busy++
+		}
+	}
+	for ; len(n.waiting) > 0 && busy < w.conf.turns; busy++ {
+		first := 0
+		for k, s := range n.waiting {
+			if s.turn.Before(n.waiting[first].turn) {
+				first = k
+			}
+		}
+		s := n.waiting[first]
+		n.waiting = slices.Delete(n.waiting, first, first+1)
+		s.chunk, s.began, s.slow = 0, w.now, false
+		n.serving = append(n.serving, s)
+	}
+}
+
+// line says where s stands among those who wait for s.at.
+func (w *world) line(s *side) choice.Turn {
+	if l := s.other.at.leech; l != nil && s.at.seed == nil {
+		return choice.NewTurn(w.pieces-l.Missing(), w.pieces, w.time())
+	}
+	return choice.NewTurn(0, w.pieces, w.time())
 }
 
 // sent: a chunk of s.queue[0] has left.
@@ -448,6 +483,9 @@ func (w *world) endTurn(s *side) {
 	n := s.at
 	k := slices.Index(n.serving, s)
 	n.serving = slices.Delete(n.serving, k, k+1)
+	if !s.slow {
+		n.usual += (w.now - s.began - n.usual) / 8
+	}
 	s.queue = s.queue[:copy(s.queue, s.queue[1:])]
 	s.queued = false
 	w.enqueue(s)

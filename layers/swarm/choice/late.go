@@ -1,0 +1,98 @@
+package choice
+
+import "time"
+
+const (
+	// A piece asked of one peer is asked of another too when the first has been
+	// silent for lateSilence and has had lateAsk for it. Anything more eager
+	// fetched 5 to 11 % of a blob twice.
+	lateSilence = 1500 * time.Millisecond
+	lateAsk     = 3 * time.Second
+
+	// For the one piece that a reader stands at there is less patience.
+	urgentSilence = 500 * time.Millisecond
+	urgentAsk     = time.Second
+
+	// A peer that sends, but would take this much longer over a piece than
+	// another one does, is late as well.
+	slowFactor = 4
+	slowMargin = time.Second
+)
+
+// late picks a piece for p, which has nothing to do, that another peer was
+// asked for and is late with: the one asked for first.
+func (l *Leech) late(p *Peer, now time.Duration) (int, bool) {
+	if now < l.lateAt || p.kind == Far && l.near > 0 {
+		return 0, false
+	}
+	best, oldest, first := -1, now, now
+	for _, o := range l.peers {
+		for k, a := range o.asked {
+			first = min(first, a.at)
+			if a.at < oldest && now-a.at >= lateAsk && l.isLate(o, k, p, now, lateSilence) {
+				best, oldest = a.piece, a.at
+			}
+		}
+	}
+	l.lateAt = first + lateAsk
+	return best, best >= 0
+}
+
+// urgent picks the piece that a reader stands at, if p has it and whoever was
+// asked for it is late.
+func (l *Leech) urgent(p *Peer, now time.Duration) (int, bool) {
+	if l.moved {
+		l.moved, l.frontAt = false, now
+	}
+	if now-l.frontAt < urgentAsk || p.kind == Far && l.near > 0 {
+		return 0, false
+	}
+	for _, i := range l.fronts {
+		if i >= l.known || !l.lacked.has(i) || !p.has.has(i) {
+			continue
+		}
+		o := l.askedOf(i)
+		if o == nil {
+			continue
+		}
+		if k := o.find(i); now-o.asked[k].at >= urgentAsk && l.isLate(o, k, p, now, urgentSilence) {
+			l.frontAt = now // a third is not asked at once
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// isLate says whether o, and nobody else, was asked for its k-th piece, and p
+// had better be asked for it too.
+func (l *Leech) isLate(o *Peer, k int, p *Peer, now, silence time.Duration) bool {
+	a := o.asked[k]
+	if o == p || a.left == 0 || !p.has.has(a.piece) {
+		return false
+	}
+	if now-o.heard < silence && !l.slower(o, k, p) {
+		return false
+	}
+	asked := 0
+	for _, q := range l.peers {
+		if q.find(a.piece) >= 0 {
+			asked++
+		}
+	}
+	return asked == 1
+}
+
+// slower says whether o will take much longer until it has sent its k-th piece
+// than p takes over one.
+func (l *Leech) slower(o *Peer, k int, p *Peer) bool {
+	if p.meter.rate == 0 {
+		return false
+	}
+	var left int64
+	for _, a := range o.asked[:k+1] {
+		left += a.left
+	}
+	theirs := float64(left) / max(o.meter.rate, 1)
+	ours := float64(l.pieceLen) / p.meter.rate
+	return theirs > slowFactor*ours+slowMargin.Seconds()
+}
