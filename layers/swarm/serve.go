@@ -31,6 +31,9 @@ func (x *exchange) asked(p *peer, r request) error {
 		return nil
 	}
 	p.queue = append(p.queue, r)
+	if p.host != nil {
+		x.seed.Asked(p.host, int(i), x.now())
+	}
 	x.takers.lineUp(p)
 	return nil
 }
@@ -168,6 +171,7 @@ func (p *peer) withdraw(i int) {
 // turn is when a peer is sent what it asked for.
 type turn struct {
 	state turnState
+	place choice.Turn   // in line
 	left  int64         // bytes of this turn
 	since time.Duration // when it began
 	slow  bool          // it takes long, and holds up nobody else any more
@@ -198,14 +202,29 @@ func (t *takers) lineUp(p *peer) {
 		return
 	}
 	p.turn.state = inLine
+	p.turn.place = p.place(t.clock())
 	t.line = append(t.line, p)
 	t.grant()
+}
+
+// place is where p stands among those who ask. Who is shown pieces one by one gets them
+// in the order in which they were revealed.
+func (p *peer) place(now time.Duration) choice.Turn {
+	if p.shy {
+		return choice.NewTurn(0, p.x.pieces, now)
+	}
+	return choice.NewTurn(p.count, p.x.pieces, now)
 }
 
 func (t *takers) grant() {
 	for len(t.line) > 0 && t.busy < turnsAtOnce {
 		p := t.line[0]
-		t.line = t.line[1:]
+		for _, o := range t.line {
+			if o.turn.place.Before(p.turn.place) {
+				p = o
+			}
+		}
+		t.line = without(t.line, p)
 		p.turn = turn{state: serving, left: t.length, since: t.clock()}
 		t.active = append(t.active, p)
 		t.busy++
