@@ -58,6 +58,7 @@ func (m *wanting) knows() int {
 // replaced by a new one.
 type realTracker struct {
 	url       string
+	server    *httptest.Server
 	now       atomic.Pointer[origin.Tracker]
 	held, all atomic.Int64
 }
@@ -65,7 +66,7 @@ type realTracker struct {
 func newRealTracker(t *testing.T) *realTracker {
 	tr := &realTracker{}
 	tr.restart(t)
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	tr.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tr.all.Add(1)
 		if r.URL.Query().Get("wait") != "" {
 			tr.held.Add(1)
@@ -73,8 +74,8 @@ func newRealTracker(t *testing.T) *realTracker {
 		}
 		tr.now.Load().ServeAnnounce(w, r)
 	}))
-	t.Cleanup(srv.Close)
-	tr.url = srv.URL + "/announce"
+	t.Cleanup(tr.server.Close)
+	tr.url = tr.server.URL + "/announce"
 	return tr
 }
 
@@ -184,6 +185,15 @@ func TestANewTrackerIsToldOfAllSwarmsSoon(t *testing.T) {
 	tr.restart(t)
 	a.need(posts) // any answer will do
 	eventually(t, "all announced to the new one", func() bool { return tr.peers() == idle+1 })
+}
+
+func TestABrokenHeldAnnounceIsMadeAgain(t *testing.T) {
+	tr := newRealTracker(t)
+	announcing(t, 1000).in(t, &wanting{n: 20}, 1, tr.url)
+	eventually(t, "held", func() bool { return tr.held.Load() == 1 })
+	tr.restart(t)
+	tr.server.CloseClientConnections()
+	eventually(t, "the new one knows us", func() bool { return tr.peers() == 1 })
 }
 
 func TestATrackerThatDoesNotHoldIsNotAskedTo(t *testing.T) {
