@@ -18,31 +18,32 @@ type config struct {
 	size       int64
 	pieceLen   int64
 	latency    time.Duration
-	spread     time.Duration // all hosts join within
-	dials      int
-	turns      int
+	spread     time.Duration // all hosts of a wave join within
+	neighbours int
 	waves      int
-	waveGap    time.Duration
-	kill       int // hosts
-	killAt     time.Duration
-	killSpread time.Duration
-	notice     time.Duration // until peers see that a host is gone
-	slow       int           // every so manieth host has half the rate
+	waveEvery  time.Duration
+	kill       int           // hosts
+	killAt     time.Duration // the first of them
+	killFor    time.Duration // until the last
+	notice     time.Duration // until a peer sees that a host is gone
+	slow       int           // one of so many hosts has half the rate
 	zones      int
-	narrow     float64
-	coldRate   float64 // at which sources fetch the blob, in hosts' rates; 0 = they have it
+	narrow     float64 // rate of the link between zones
+	cold       float64 // at which sources fetch the blob, in hosts' rates; 0 = they have it
 	giveUp     time.Duration
 }
 
-// equal is n hosts of equal links and a source that has the blob.
+// equal is so many hosts of equal links, and a source that has the blob.
 func equal(hosts int, size, pieceLen int64, mbits float64) config {
 	c := config{
 		seed: 1, hosts: hosts, sources: 1, sourceRate: 1, rate: mbits * 1e6 / 8, size: size, pieceLen: pieceLen,
-		latency: 200 * time.Microsecond, spread: 50 * time.Millisecond, dials: 10, turns: 3,
+		latency: 500 * time.Microsecond, spread: 50 * time.Millisecond, neighbours: wanted,
 	}
-	c.giveUp = 20 * c.limit()
+	c.giveUp = 20*c.limit() + time.Minute
 	return c
 }
+
+func (c config) pieces() int { return int((c.size + c.pieceLen - 1) / c.pieceLen) }
 
 // limit is the time one host alone takes.
 func (c config) limit() time.Duration {
@@ -51,75 +52,92 @@ func (c config) limit() time.Duration {
 
 // best is T*, the least time for the last of so many hosts.
 func (c config) best() time.Duration {
-	m := float64(c.size) / float64(c.pieceLen)
-	return time.Duration(float64(c.limit()) * (1 + float64(bits.Len(uint(c.hosts))-1)/m))
+	return time.Duration(float64(c.limit()) * (1 + float64(bits.Len(uint(c.hosts))-1)/float64(c.pieces())))
+}
+
+// killTime is when the k-th of those to be killed is.
+func (c config) killTime(k int) int64 {
+	return int64(c.killAt) + int64(k)*int64(c.killFor)/int64(c.kill)
 }
 
 // result is what came of a run. Times are over the limit, or over T*.
 type result struct {
-	unfinished        int
-	p50, p99, max     float64 // over the limit
-	p99Best, maxBest  float64 // over T*
-	copies            float64 // sent by sources
-	cross             float64 // copies over the narrow link
-	first50, firstMax time.Duration
-	stall             time.Duration
-	twice             float64 // received twice, per host
-	fast, slow        float64 // max over its own limit
-	took              time.Duration
-	events            int
+	unfinished    int
+	p50, p99, max float64
+	p99Best       float64
+	fast, slow    float64 // max over its own limit, of fast hosts and of those of half the rate
+	first, last   time.Duration
+	stall         time.Duration
+	copies        float64 // sent by sources
+	cross         float64 // copies that came into the far zone
+	twice         float64 // received twice, per host
+	took          time.Duration
+	events        int
 }
 
 func simulate(c config) result {
 	began := time.Now()
 	w := newWorld(c)
 	w.run()
-	r := result{took: time.Since(began), events: w.events}
+	r := w.result()
+	r.took = time.Since(began)
+	return r
+}
+
+func (w *world) result() result {
+	c := w.conf
+	r := result{events: w.events, cross: float64(w.cross[0]) / float64(c.size)}
 	var times, firsts []float64
-	var twice float64
-	lived := 0
-	for _, n := range w.nodes[:c.hosts] {
-		twice += float64(n.twice)
-		if n.dead {
+	for _, n := range w.hosts {
+		r.twice += float64(n.twice) / float64(c.size) / float64(c.hosts)
+		switch {
+		case n.dead:
 			continue
-		}
-		lived++
-		if n.done == 0 {
+		case n.done == 0:
 			r.unfinished++
 			continue
 		}
 		t := float64(n.done-n.joined) / float64(c.limit())
-		times = append(times, t)
-		firsts = append(firsts, float64(n.first-n.joined))
-		r.stall = max(r.stall, time.Duration(n.stall))
 		if n.up > 1e9/c.rate {
 			r.slow = max(r.slow, t/2)
 		} else {
 			r.fast = max(r.fast, t)
 		}
+		times = append(times, t)
+		firsts = append(firsts, float64(n.first-n.joined))
+		r.stall = max(r.stall, time.Duration(n.stall))
 	}
-	slices.Sort(times)
-	slices.Sort(firsts)
-	r.p50, r.p99, r.max = at(times, .5), at(times, .99), at(times, 1)
-	f := float64(c.limit()) / float64(c.best())
-	r.p99Best, r.maxBest = r.p99*f, r.max*f
-	r.first50, r.firstMax = time.Duration(at(firsts, .5)), time.Duration(at(firsts, 1))
-	for _, n := range w.nodes[c.hosts:] {
+	for _, n := range w.source {
 		r.copies += float64(n.sent) / float64(c.size)
 	}
-	r.cross = float64(w.cross) / float64(c.size)
-	r.twice = twice / float64(c.size) / float64(lived)
+	r.p50, r.p99, r.max = quantile(times, .5), quantile(times, .99), quantile(times, 1)
+	r.p99Best = r.p99 * float64(c.limit()) / float64(c.best())
+	r.first, r.last = time.Duration(quantile(firsts, .5)), time.Duration(quantile(firsts, 1))
 	return r
 }
 
-func at(sorted []float64, q float64) float64 {
-	if len(sorted) == 0 {
+func quantile(values []float64, q float64) float64 {
+	if len(values) == 0 {
 		return math.NaN()
 	}
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+	slices.Sort(values)
+	return values[min(len(values)-1, int(q*float64(len(values))))]
 }
 
 func (r result) String() string {
-	return fmt.Sprintf("p50 %.3f p99 %.3f max %.3f | /T* p99 %.3f max %.3f | copies %.3f cross %.2f twice %.4f | first %.2f/%.2fs stall %.2fs | fast %.3f slow %.3f | unfinished %d | %s, %dk events",
-		r.p50, r.p99, r.max, r.p99Best, r.maxBest, r.copies, r.cross, r.twice, r.first50.Seconds(), r.firstMax.Seconds(), r.stall.Seconds(), r.fast, r.slow, r.unfinished, r.took.Round(time.Millisecond), r.events/1000)
+	s := fmt.Sprintf("p50 %.3f p99 %.3f max %.3f, p99/T* %.3f; copies %.3f; first byte %.2f/%.2f s, stall %.2f s",
+		r.p50, r.p99, r.max, r.p99Best, r.copies, r.first.Seconds(), r.last.Seconds(), r.stall.Seconds())
+	if r.slow > 0 {
+		s += fmt.Sprintf("; fast %.3f slow %.3f", r.fast, r.slow)
+	}
+	if r.cross > 0 {
+		s += fmt.Sprintf("; crossed %.2f", r.cross)
+	}
+	if r.twice > 0 {
+		s += fmt.Sprintf("; twice %.4f", r.twice)
+	}
+	if r.unfinished > 0 {
+		s += fmt.Sprintf("; UNFINISHED %d", r.unfinished)
+	}
+	return s + fmt.Sprintf(" (%s, %d k events)", r.took.Round(time.Millisecond), r.events/1000)
 }
