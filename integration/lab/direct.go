@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 )
 
 // directFleet is no fleet: each host pulls from the registry itself.
 type directFleet struct {
 	*stage
 	clients []*puller
+	sent    atomic.Int64 // bytes, to those who have everything
 }
 
 func openDirect(s *stage) *directFleet {
@@ -20,16 +22,19 @@ func openDirect(s *stage) *directFleet {
 }
 
 func (f *directFleet) pull(ctx context.Context, i int) (pulled, error) {
-	if f.plan.Image {
-		return f.clients[i].pullImage(ctx, f.image)
+	r, err := f.clients[i].pull(ctx, f.image.Layers, 1)
+	if err == nil {
+		f.sent.Add(f.plan.size())
 	}
-	return f.clients[i].pull(ctx, f.image.Layers, 1)
+	return r, err
 }
 
 func (f *directFleet) kill(int) {}
 
-// payload is not counted: all of it is the registry's.
-func (f *directFleet) payload(context.Context) (payload, error) { return payload{}, nil }
+func (f *directFleet) payload(context.Context) (payload, error) {
+	sent := f.sent.Load()
+	return payload{Registry: sent, Received: sent}, nil
+}
 
 func (f *directFleet) close() {
 	for _, c := range f.clients {

@@ -127,6 +127,7 @@ type lab struct {
 	version string
 	cores   int
 	images  map[string]image // in storage, by tag
+	results []result         // of the runs so far
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -139,6 +140,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
+	defer func() { printSummary(os.Stdout, l.results) }()
 	fmt.Printf("%s on %d cores, data in %s\n", l.version, l.cores, l.dir)
 	var errs []error
 	for _, name := range o.names {

@@ -126,7 +126,7 @@ func newResult(s *stage, before, after sample, hosts []hostResult, seconds float
 	r.Copies[roleRegistry] = float64(r.Payload.Registry) / float64(r.Size)
 	r.Copies[roleSeeder] = float64(r.Payload.Seeder) / float64(r.Size)
 	r.Machine = after.machine.since(before.machine)
-	r.CPUBound = r.Machine > cpuBound
+	r.CPUBound = r.Machine > cpuBound && p.Rate > 0 // without limits the CPU is what there is to measure
 	r.addRoles(before.usage, after.usage)
 	r.Lab /= float64(s.lab.cores) * seconds
 	for _, h := range hosts {

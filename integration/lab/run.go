@@ -60,6 +60,7 @@ func (l *lab) runPlan(ctx context.Context, scenario, contender string, p plan, o
 
 // report prints a run and writes its file. Hosts that failed are an error.
 func (l *lab) report(r result) error {
+	l.results = append(l.results, r)
 	printResult(os.Stdout, r)
 	if l.timeline {
 		printTimeline(os.Stdout, r.Timeline)
