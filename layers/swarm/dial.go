@@ -165,7 +165,9 @@ func (b *bans) add(id [20]byte, addr netip.AddrPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	remember(b.ids, id)
-	remember(b.addrs, addr)
+	if addr.IsValid() {
+		remember(b.addrs, addr)
+	}
 }
 
 func (b *bans) has(id [20]byte, addr netip.AddrPort) bool {

@@ -37,7 +37,6 @@ var (
 	errTwice     = errors.New("connected already")
 	errTooMany   = errors.New("enough peers")
 	errBanned    = errors.New("banned for wrong pieces")
-	errStalled   = errors.New("it owes pieces and brings none")
 	errNotShared = errors.New("blob is not shared any more")
 )
 
@@ -82,6 +81,7 @@ type exchange struct {
 	takers     takers
 	arriving   map[int]*piece
 	unproven   map[int]*piece // here, but the hash to compare with is not
+	suspects   map[int]bool   // came from several and were wrong
 	leech      *choice.Leech  // nil when nothing is missing, or this is an origin's
 	front      []int          // pieces readers stand at
 	frontAt    time.Duration  // since when
@@ -99,6 +99,7 @@ func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, t
 		candidates: make(map[netip.AddrPort]*candidate),
 		arriving:   make(map[int]*piece),
 		unproven:   make(map[int]*piece),
+		suspects:   make(map[int]bool),
 		hosts:      make(map[*choice.Host]*peer),
 	}
 	x.takers = takers{length: min(max(t.PieceLength(), minTurn), maxTurn), clock: x.now}

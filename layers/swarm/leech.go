@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -13,11 +14,6 @@ import (
 // maxAsked bounds the requests that a peer has been sent and has not answered. Clients
 // drop what goes beyond their own bound, which for many is 250.
 const maxAsked = 250
-
-// maxStrikes is how many wrong pieces a peer may have had a part in, together with
-// others, before it is taken for the one who spoils them. One that sent all of a wrong
-// piece is banned at once.
-const maxStrikes = 3
 
 // lack makes us a host that fetches. mu is held.
 func (x *exchange) lack() {
@@ -65,6 +61,10 @@ func (x *exchange) pump(p *peer) {
 // ask notes piece i as asked of p. Its chunks are asked for one by one.
 func (x *exchange) ask(p *peer, i int) {
 	pc := x.arriving[i]
+	if pc != nil && x.suspects[i] && pc.mixes(p.id) {
+		x.discard(pc)
+		pc = x.arriving[i]
+	}
 	if pc == nil {
 		pc = newPiece(x.torrent, i, x.chunkLength)
 		x.arriving[i] = pc
@@ -155,6 +155,10 @@ func (x *exchange) chunk(p *peer, r request, b []byte) error {
 	x.mu.Lock()
 	pc.writes--
 	done := pc.left == 0 && pc.writes == 0
+	if pc.spoilt {
+		done = false
+		x.discard(pc)
+	}
 	x.mu.Unlock()
 	if done {
 		x.complete(pc)
@@ -181,7 +185,7 @@ func (x *exchange) accept(p *peer, r request) *piece {
 		a.settle(c)
 		x.leech.Progress(p.source, pc.index, int64(r.length), x.now())
 	}
-	if pc.got.has(c) {
+	if pc.spoilt || pc.got.has(c) {
 		return nil
 	}
 	pc.got.set(c)
@@ -272,7 +276,7 @@ func (x *exchange) complete(pc *piece) {
 	case sum == want:
 		x.proven(pc)
 	default:
-		x.spoilt(pc)
+		x.wrong(pc)
 	}
 }
 
@@ -328,42 +332,51 @@ func (x *exchange) arrived(i int) {
 	x.pumpAll()
 }
 
-// spoilt throws a wrong piece away, and with it who is to blame.
-func (x *exchange) spoilt(pc *piece) {
+// wrong throws a wrong piece away. Who has sent all of it is banned. Where several
+// have, nobody knows who it was: from now on the piece is taken from one peer at a time.
+func (x *exchange) wrong(pc *piece) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.beginAnew(pc)
-	for id := range pc.from {
-		p := x.peers[id]
-		if p == nil {
-			continue
-		}
-		if p.strikes++; len(pc.from) == 1 || p.strikes >= maxStrikes {
-			x.client.log.Warn("peer banned for wrong bytes", "peer", p.addr, "digest", x.torrent.Digest(), "piece", pc.index)
-			x.client.bans.add(p.id, p.addr)
-			x.giveUp(p)
-			x.cleanse(p)
+	x.discard(pc)
+	if len(pc.from) > 1 {
+		x.suspects[pc.index] = true
+	} else {
+		for id := range pc.from {
+			x.ban(id, pc.index)
 		}
 	}
 	x.pumpAll()
 }
 
-// cleanse throws away the unfinished pieces that p has had a part in: who finished them
-// would share the blame. mu is held.
-func (x *exchange) cleanse(p *peer) {
+// ban cuts off a peer that has sent a wrong piece, and throws away all else of which
+// it has sent a part. mu is held.
+func (x *exchange) ban(id [20]byte, i int) {
+	addr := netip.AddrPort{}
+	if p := x.peers[id]; p != nil {
+		addr = p.addr
+		x.giveUp(p)
+	}
+	x.client.bans.add(id, addr)
+	x.client.log.Warn("peer banned for wrong bytes", "peer", addr, "digest", x.torrent.Digest(), "piece", i)
 	for _, pc := range x.arriving {
-		if _, part := pc.from[p.id]; part && pc.left > 0 && pc.writes == 0 {
-			x.beginAnew(pc)
+		if _, ok := pc.from[id]; ok {
+			x.discard(pc)
 		}
 	}
 }
 
-// beginAnew throws away what has come of a piece, and what was asked. mu is held.
-func (x *exchange) beginAnew(pc *piece) {
-	delete(x.arriving, pc.index)
+// discard has a piece fetched anew. While parts of it are still on their way to the
+// disk that waits for them, or they could end up in what comes next. mu is held.
+func (x *exchange) discard(pc *piece) {
+	pc.spoilt = true
 	for _, a := range slices.Clone(pc.asks) {
 		a.end(true)
 	}
+	if pc.writes > 0 || x.arriving[pc.index] != pc {
+		return
+	}
+	delete(x.arriving, pc.index)
+	delete(x.unproven, pc.index)
 	if x.leech != nil {
 		x.leech.Failed(pc.index)
 	}

@@ -41,7 +41,6 @@ type peer struct {
 	count    int  // pieces it has
 	choking  bool // it serves us nothing
 	sated    bool // it has said that it wants nothing of us
-	strikes  int  // wrong pieces it had a part in
 	received int64
 	sent     int64
 

@@ -36,6 +36,7 @@ type piece struct {
 	writes int // chunks on their way to the disk
 	asks   []*ask
 	from   map[[20]byte]struct{} // who has sent any of it
+	spoilt bool                  // to be fetched anew once nothing of it is being written
 
 	hashing sync.Mutex // guards the two below
 	hash    hash.Hash
@@ -59,6 +60,12 @@ func (p *piece) request(c int) request {
 func (p *piece) find(r request) (c int, ok bool) {
 	c = int(int64(r.begin) / p.chunk)
 	return c, int64(r.begin) < p.size && p.request(c) == r
+}
+
+// mixes tells whether another than id has sent a part of it.
+func (p *piece) mixes(id [20]byte) bool {
+	_, ok := p.from[id]
+	return len(p.from) > 1 || len(p.from) == 1 && !ok
 }
 
 // feed hashes b, which lies at begin, if it comes next.

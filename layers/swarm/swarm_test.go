@@ -174,6 +174,33 @@ func TestCorruptPeerIsBannedAndHonestOneServes(t *testing.T) {
 	}
 }
 
+// One who spoils what others send is found out, and they are not taken for him.
+func TestCorruptPeerAmongHonestOnes(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(8<<20, 15)
+	var m *layers.Metainfo
+	honest := map[[20]byte]bool{}
+	for range 2 {
+		h := newHost(t, Config{Upload: layers.NewLimiter(2 << 20)})
+		m = h.share(t, blob, tr.url)
+		honest[h.id] = true
+	}
+	tr.announced(hashString(m), badPeer(t, m), eventStarted)
+	eventually(t, "honest ones announced", func() bool { return tr.listed(m.InfoHash()) == 3 })
+	leecher := newHost(t, Config{})
+	mustEqual(t, "leecher", leecher.fetch(t, m, tr.url), blob)
+	leecher.bans.mu.Lock()
+	defer leecher.bans.mu.Unlock()
+	for id := range leecher.bans.ids {
+		if honest[id] {
+			t.Error("an honest peer is banned")
+		}
+	}
+	if len(leecher.bans.ids) != 1 {
+		t.Errorf("%d peers banned, want the one", len(leecher.bans.ids))
+	}
+}
+
 func hashString(m *layers.Metainfo) string {
 	ih := m.InfoHash()
 	return string(ih[:])
