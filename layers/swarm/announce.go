@@ -359,7 +359,7 @@ func (a *announcer) heard(p *post, ask announceAsk, answer announceAnswer) {
 	// Then the tracker is about to end.
 	early := ask.wait > 0 && len(answer.peers) == 0 && time.Since(p.last) < ask.wait/2
 	switch {
-	case fewer && answer.holds && answer.complete+answer.incomplete <= small && a.holding < holds && !early:
+	case fewer && answer.holds && answer.complete+answer.incomplete <= small && a.holding < holds && !early && !p.needs:
 		a.mayHold(p, true)
 		pause = holdPause
 	case fewer: // by then it may have been found by others

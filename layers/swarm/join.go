@@ -44,12 +44,13 @@ func (c *Client) ShareArriving(_ context.Context, t *layers.Torrent, p *layers.P
 	if err != nil {
 		return err
 	}
+	x.missing = 0 // it lacks nothing that a peer could give
 	there, err := c.join(x)
 	if err != nil || there != x {
 		_ = x.file.Close()
 		return err
 	}
-	x.missing = 0 // it lacks nothing that a peer could give
+	c.publish(x) // hosts are told of the swarm as soon as we return
 	x.running.Go(func() { x.grow() })
 	return nil
 }
@@ -168,15 +169,15 @@ func (x *exchange) fetch(ctx context.Context) error {
 	var look <-chan time.Time
 	x.want(p.Wanted())
 	for !x.sync() {
+		if err := x.torrent.Err(); err != nil {
+			return err
+		}
 		x.publish()
 		select {
 		case <-checked: // what is on disk is known: the rest can be asked for
 			checked = nil
 		case <-changed:
 			changed = x.torrent.Changed()
-			if err := x.torrent.Err(); err != nil {
-				return err
-			}
 			x.prove()
 		case <-progress:
 			progress, look = nil, time.After(syncPause)
