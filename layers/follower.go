@@ -107,17 +107,14 @@ func (p *Partial) feed(next section) error {
 	return nil
 }
 
-// Hashes returns a torrent that grows as what is appended is hashed, for who offers the
-// blob while it arrives: draft names the swarm until then. The last piece's hash, and
-// with it the metainfo, is known when the whole digest has been found right; the torrent
-// fails when the Partial does. It is the same one for all who ask, and that of
-// SetTorrent if there is one.
+// Hashes returns a torrent that grows as the blob's first pieces come in and are hashed,
+// for who offers the blob while it arrives: draft names the swarm until it is whole. The
+// last piece's hash, and with it the metainfo, is known when the whole digest has been
+// found right; the torrent fails when the Partial does. It is the same one for all who
+// ask.
 func (p *Partial) Hashes(draft InfoHash) *Torrent {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.made == nil && p.torrent != nil {
-		return p.torrent
-	}
 	if p.made == nil {
 		p.made = NewTorrent(p.digest, p.size, draft)
 		p.tell()
@@ -134,21 +131,25 @@ func (p *Partial) tell() {
 	if t == nil {
 		return
 	}
-	hashes := p.sums
-	if p.whole {
-		hashes = p.torrent.known()
-	}
-	has := t.known()
+	has, hashes := t.known(), p.firstHashes()
 	if n := min(len(has), len(hashes)); !bytes.Equal(has[:n], hashes[:n]) {
 		t.Fail(fmt.Errorf("blob %s was hashed to something else before: %w", p.digest, ErrMismatch))
 		return
 	}
 	if !p.whole {
-		hashes = hashes[:min(len(hashes), (t.Pieces()-1)*sha1.Size)]
+		hashes = hashes[:min(len(hashes), max(0, t.Pieces()-1)*sha1.Size)]
 	}
 	if len(hashes) > len(has) {
 		t.Add(hashes[len(has):]) // fails only if t has failed, as readers of t know by now
 	}
+}
+
+// firstHashes returns those of the pieces that are here from the first on. p.mu is held.
+func (p *Partial) firstHashes() []byte {
+	if p.torrent == nil {
+		return p.sums
+	}
+	return p.torrent.known()[:p.arrival.run*sha1.Size]
 }
 
 // judgeWhole compares the digest, once all has been hashed. done is false if there is

@@ -174,7 +174,7 @@ func (r *reader) allowed(limit int64) (int64, error) {
 		return n, nil
 	}
 	n := min(left, p.verifiedFrom(r.off, left))
-	if n > 0 && r.off+n == r.end && (r.end == p.size || !p.verifiedAll(r.start, r.seen)) {
+	if n > 0 && r.off+n == r.end && (r.end == p.size || !p.vouchedFor(r.start, r.seen)) {
 		n--
 	}
 	r.seen = max(r.seen, r.off+n) // the torrent may be replaced by one that disagrees
@@ -192,9 +192,11 @@ func (p *Partial) verifiedFrom(off, limit int64) int64 {
 	return end - off
 }
 
-// verifiedAll tells whether all of [from, to) is in verified pieces. p.mu is held.
-func (p *Partial) verifiedAll(from, to int64) bool {
-	return p.verifiedFrom(from, to-from) >= to-from
+// vouchedFor tells whether all of [from, to) is in pieces verified by a torrent that is
+// complete. As long as one grows, who makes it has not seen the whole digest himself.
+// p.mu is held.
+func (p *Partial) vouchedFor(from, to int64) bool {
+	return p.torrent.Metainfo() != nil && p.verifiedFrom(from, to-from) >= to-from
 }
 
 // want notes whether the reader waits at r.off. p.mu is held.
