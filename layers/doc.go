@@ -6,7 +6,8 @@
 // held to a size. A [Partial] is the one blob that many ask for while it comes
 // in, from an HTTP body, from the swarm or from both in turn. [Metainfo] is the
 // torrent file of a blob, which follows from the blob alone, so that any two
-// seeders make the same one.
+// seeders make the same one; a [Torrent] is what is known of it while a seeder
+// is still fetching the blob.
 //
 // How bytes travel between hosts is behind the [Swarm] interface; the room
 // layers/swarm implements it. The daemons, proxy and seeder, decide where a blob

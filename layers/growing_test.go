@@ -8,9 +8,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -58,9 +60,8 @@ func wantWhole(t testing.TB, s *Store, p *Partial, b []byte) {
 		t.Fatal(err)
 	}
 	wantBlob(t, s, p.Digest(), b)
-	m, err := s.Metainfo(p.Digest())
-	if err != nil || !bytes.Equal(m.Bytes(), metainfoOf(t, b).Bytes()) {
-		t.Errorf("metainfo is wrong; %v", err)
+	if m := p.Metainfo(); m == nil || !bytes.Equal(m.Bytes(), metainfoOf(t, b).Bytes()) {
+		t.Error("metainfo is wrong")
 	}
 	<-p.atRest
 	if list := files(t, s.partialDir()); len(list) > 0 {
@@ -251,6 +252,7 @@ func TestTorrentFails(t *testing.T) {
 			mustSet(t, p, tr)
 			mustAdd(t, tr, hashesOf(m, 0, test.known))
 			mustWrite(t, p, m, b, test.pieces...)
+			awaitHashed(t, p, p.Prefix())
 			if !test.alive {
 				tr.Fail(errGone)
 			}
@@ -302,6 +304,72 @@ func TestTorrentFailsAndTheRestIsWrong(t *testing.T) {
 	if list := files(t, s.partialDir()); len(list) > 0 {
 		t.Errorf("left behind: %v", list)
 	}
+}
+
+// Who is writing to a piece is done before anything is appended over it, and who comes
+// later is turned away.
+func TestTorrentIsLeftBetweenWrites(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 3*pl)
+	tr, m := newTorrent(t, b)
+	p := partial(t, openStore(t, StoreConfig{}), m.Digest(), len(b))
+	mustSet(t, p, tr)
+	mustAdd(t, tr, hashesOf(m, 0, 2))
+	p.mu.Lock()
+	p.join(1) // as who writes to it
+	p.mu.Unlock()
+	trusted, written := make(chan error, 1), make(chan error, 1)
+	go func() { trusted <- p.trust(tr) }()
+	turning := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.turning && p.torrent == tr
+	}
+	for stop := time.Now().Add(timeout); !turning(); runtime.Gosched() {
+		if time.Now().After(stop) {
+			t.Fatal("it does not wait for who writes")
+		}
+	}
+	go func() { written <- p.WritePiece(0, pieceOf(m, b, 0)) }()
+	p.mu.Lock()
+	p.leave(1)
+	p.mu.Unlock()
+	if err := <-trusted; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err == nil || p.PieceHave(0) || p.Prefix() != 0 {
+		t.Errorf("WritePiece = %v, with a prefix of %d", err, p.Prefix())
+	}
+	if _, err := p.WriteAt(b[:10], 0); err == nil {
+		t.Error("pieces are written to, though there is no torrent")
+	}
+}
+
+// Nothing is missing, but nobody can tell whether it is right: the digest can.
+func TestTorrentFailsWithEverythingHere(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 3*pl)
+	tr, m := newTorrent(t, b)
+	s := openStore(t, StoreConfig{})
+	a, err := s.openArrival(m.Digest(), m.Size(), "registry.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPartial(s, a) // without a follower as yet
+	if err := p.Append(b); err != nil {
+		t.Fatal(err)
+	}
+	mustSet(t, p, tr)
+	mustAdd(t, tr, hashesOf(m, 0, 2))
+	tr.Fail(errGone)
+	if err := (&web{}).fill(t, p); err != nil {
+		t.Fatal(err)
+	}
+	if p.Torrent() != nil || p.Prefix() != m.Size() {
+		t.Errorf("it goes by %v, with a prefix of %d", p.Torrent(), p.Prefix())
+	}
+	p.start()
+	wantWhole(t, s, p, b)
 }
 
 // What contradicts the hashes that are known is found at once, not at the end.
@@ -461,9 +529,9 @@ func TestCrashWithGrowingTorrent(t *testing.T) {
 	anew("growing again")
 	mustAdd(t, next, hashesOf(m, 0, 20))
 	saved := s.partialPath(m.Digest()) + torrentSuffix
-	for readMetainfo(saved, m.Digest(), m.Size()) == nil {
-		if p.Err() != nil {
-			t.Fatal(p.Err())
+	for stop := time.Now().Add(timeout); readMetainfo(saved, m.Digest(), m.Size()) == nil; runtime.Gosched() {
+		if time.Now().After(stop) {
+			t.Fatal("the complete metainfo is not saved")
 		}
 	}
 	s = crash(t, s)
@@ -614,6 +682,44 @@ func TestHashes(t *testing.T) {
 	}
 }
 
+// It is no matter how the pieces come: those before the first hole are told of.
+func TestHashesOfPieces(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 5*pl)
+	s := openStore(t, StoreConfig{})
+	m := metainfoOf(t, b)
+	p := partial(t, s, m.Digest(), len(b))
+	mustSet(t, p, m.Torrent())
+	tr := p.Hashes(InfoHash{1})
+	for _, step := range []struct{ piece, known int }{{1, 0}, {0, 2}, {4, 2}, {2, 3}} {
+		if mustWrite(t, p, m, b, step.piece); tr.Known() != step.known || tr.Metainfo() != nil {
+			t.Errorf("%d hashes are known after piece %d, want %d", tr.Known(), step.piece, step.known)
+		}
+	}
+	mustWrite(t, p, m, b, 3)
+	wantWhole(t, s, p, b)
+	if got := tr.Metainfo(); got == nil || got.InfoHash() != m.InfoHash() {
+		t.Error("other metainfo")
+	}
+}
+
+// A blob of one piece has no hash to tell of before it is whole, an empty one none at all.
+func TestHashesOfSmallBlobs(t *testing.T) {
+	for _, size := range []int{0, 1, minPieceLength} {
+		b := content(1, size)
+		s := openStore(t, StoreConfig{})
+		p := partial(t, s, sha256Of(b), size)
+		tr := p.Hashes(InfoHash{1})
+		if err := p.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		wantWhole(t, s, p, b)
+		if got := tr.Metainfo(); got == nil || got.InfoHash() != metainfoOf(t, b).InfoHash() {
+			t.Errorf("%d bytes: other metainfo", size)
+		}
+	}
+}
+
 func TestHashesOfWrongBlob(t *testing.T) {
 	const pl = minPieceLength
 	b := content(1, 5*pl)
@@ -656,6 +762,9 @@ func TestOpenFile(t *testing.T) {
 	}
 	defer whole.Close()
 	<-p.atRest
+	if pins := s.blobs[p.Digest()].pins; pins > 0 {
+		t.Errorf("%d pins keep the blob from being evicted", pins)
+	}
 	if err := s.Remove(p.Digest()); err != nil {
 		t.Fatal(err)
 	}

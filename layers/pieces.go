@@ -118,6 +118,7 @@ func (p *Partial) enterPiece(i int) error {
 // arrived marks piece i as here and verified. p.mu is held, and let go meanwhile.
 func (p *Partial) arrived(i int) {
 	n := p.mark(i)
+	p.tell()
 	p.moved.fire()
 	p.progress.fire()
 	p.mu.Unlock()
