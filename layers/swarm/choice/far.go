@@ -57,6 +57,9 @@ func (f *far) among(l *Leech, p *Peer, from, to int, now time.Duration) (int, bo
 		if l.copies[i] > 0 {
 			continue
 		}
+		if f.urgent(l, i, now) {
+			return i, true
+		}
 		if left--; f.wait(l, i, now) {
 			continue
 		}
@@ -75,6 +78,12 @@ func (f *far) wait(l *Leech, i int, now time.Duration) bool {
 		f.due[i] = int32((now + time.Duration(l.rand.Float64()*float64(l.near)*float64(pause))).Milliseconds()) + 1
 	}
 	return int64(f.due[i]) > now.Milliseconds()
+}
+
+// urgent says whether a reader has stood at piece i for a while. As others' may
+// stand there too, one in as many tries asks for it.
+func (f *far) urgent(l *Leech, i int, now time.Duration) bool {
+	return len(l.fronts) > 0 && i == l.fronts[0] && now-l.frontAt >= urgentAsk && l.rand.IntN(l.near) == 0
 }
 
 // came notes that a far piece was all sent, so long after it was asked for.

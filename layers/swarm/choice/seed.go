@@ -22,17 +22,25 @@ const (
 	// them; others come before it until it has passed some on.
 	mostUnspread = 12
 
-	// A piece that has been open staleFactor times as long as they usually are
-	// does not count any more: its host is slow, and another one is to keep our
-	// link busy. After sitting, or as many times as long, it is taken back.
-	staleFactor   = 4
-	stale         = time.Second
-	sittingFactor = 20
-	sitting       = 5 * time.Second
+	// A piece that has been open so long, or staleFactor times as long as they
+	// usually are, does not count any more: its host is slow, and another one is
+	// to keep our link busy.
+	staleAfter  = time.Second
+	staleFactor = 4
 
-	// sharedWindow is how many pieces ahead each of several sources picks from
-	// at random, per source.
-	sharedWindow = 64
+	// A host that has said nothing for so long, or staleFactor times as long as
+	// a piece usually is open, may be dead.
+	quietAfter = 3 * time.Second
+	// quietAtFirst is that time while no piece has been sent yet.
+	quietAtFirst = 10 * time.Second
+	// A host that has not asked for what it was shown in so long does not want it.
+	sittingAfter = 5 * time.Second
+
+	// Each of several sources may be so many pieces ahead of the lowest that is
+	// left to send, times the sources. When mostStolen of its pieces have been
+	// sent by others it doubts that they are its own.
+	sharedWindow = 24
+	mostStolen   = 3
 )
 
 // Seed decides what a source that has the blob reveals to whom (super-seeding).
@@ -49,11 +57,18 @@ const (
 // here, one that has others needs little of it. So every piece leaves once
 // before any leaves twice, and what crosses to another zone after that is only
 // what has not come there between hosts.
+//
+// Of several sources each begins with the pieces of another residue class, and
+// leaves out what hosts announce. As they do not know each other, each picks a
+// class by chance, and another one when it finds that its pieces get about
+// without it.
 type Seed struct {
 	rand   *rand.Rand
 	pieces int
 	here   int
 	shared int
+	class  int // of pieces, modulo shared, with which to begin
+	stolen int // pieces of that class that others have sent
 	hosts  []*Host
 	zones  []*zone
 	fresh  bitset        // nobody has it, and nobody was told
@@ -84,7 +99,9 @@ type Host struct {
 	open     []reveal
 	firsts   int // revealed to it before anybody else
 	unspread int
-	served   time.Duration // when it last got a piece from us, or was first told of one
+	heard    time.Duration // when it last said something
+	quiet    bool          // it does not ask for what it is shown
+	silent   bool          // it says nothing at all, and what it has does not count
 	spent    bool          // there is nothing here that it has not or was not told of
 	gone     bool
 }
@@ -129,11 +146,15 @@ func (s *Seed) Here(n int) {
 }
 
 // Shared says how many complete sources the swarm has, this one included.
-func (s *Seed) Shared(n int) { s.shared = max(n, 1) }
+func (s *Seed) Shared(n int) {
+	if n = max(n, 1); n != s.shared {
+		s.shared, s.class, s.stolen = n, s.rand.IntN(n), 0
+	}
+}
 
 // Add begins a connection to a host of that zone.
 func (s *Seed) Add(name string, now time.Duration) *Host {
-	h := &Host{zone: s.zone(name), has: newBitset(s.pieces), told: newBitset(s.pieces), served: now}
+	h := &Host{zone: s.zone(name), has: newBitset(s.pieces), told: newBitset(s.pieces), heard: now}
 	s.hosts = append(s.hosts, h)
 	return h
 }
@@ -159,14 +180,7 @@ func (s *Seed) Remove(h *Host, now time.Duration) {
 	for len(h.open) > 0 {
 		s.shut(h, 0)
 	}
-	for i, o := range s.lone {
-		if o == h {
-			delete(s.lone, i)
-		}
-	}
-	h.has.each(func(i int) { h.zone.copies[i]-- })
-	h.has.each(s.refresh)
-	h.told.each(s.refresh)
+	s.forsake(h)
 }
 
 // Have notes that h announced piece i.
@@ -174,9 +188,10 @@ func (s *Seed) Have(h *Host, i int, now time.Duration) {
 	if h.gone || h.has.has(i) {
 		return
 	}
+	s.hear(h, now)
+	s.arose(h, i)
 	h.has.add(i)
 	h.zone.copies[i]++
-	s.fresh.del(i)
 	if o := s.lone[i]; o != nil && o != h {
 		o.unspread--
 		delete(s.lone, i)
@@ -186,8 +201,28 @@ func (s *Seed) Have(h *Host, i int, now time.Duration) {
 	}
 }
 
+// arose notes that h has piece i, which may be the first we hear of it. If it has
+// not got it of us, then of another source. Of two that send the same pieces one,
+// by chance, had better see to the class that lags behind.
+func (s *Seed) arose(h *Host, i int) {
+	if s.shared > 1 && i%s.shared == s.class && !h.told.has(i) && s.announced(i) == 0 {
+		if s.stolen++; s.stolen == mostStolen {
+			s.stolen = 0
+			if s.rand.IntN(2) == 0 {
+				s.class = s.next % s.shared
+			}
+		}
+	}
+	s.fresh.del(i)
+}
+
 // Asked notes that h has asked for piece i, which was revealed to it.
 func (s *Seed) Asked(h *Host, i int, now time.Duration) {
+	if h.gone {
+		return
+	}
+	s.hear(h, now)
+	h.quiet = false
 	if k := h.find(i); k >= 0 && !h.open[k].asked {
 		h.open[k].asked = true
 		s.lag += (now - h.open[k].at - s.lag) / 8
@@ -201,7 +236,9 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 	if h.gone || k < 0 {
 		return
 	}
-	h.served = now
+	if s.usual == 0 {
+		s.usual = now - h.open[k].at
+	}
 	s.usual += (now - h.open[k].at - s.usual) / 8
 	first := h.open[k].first
 	s.shut(h, k)
@@ -228,17 +265,20 @@ func (s *Seed) Moves(now time.Duration) []Move {
 }
 
 // Wake says when Moves may have something although nothing happened: when what
-// a host has open becomes stale, or is to be taken back.
+// a host has open does not count any more, or is to be taken back.
 func (s *Seed) Wake() (at time.Duration, ok bool) {
+	sooner := func(t time.Duration) {
+		if t > s.looked && (!ok || t < at) {
+			at, ok = t, true
+		}
+	}
 	for _, h := range s.hosts {
-		for _, r := range h.open {
-			t := r.at + s.staleAfter()
-			if t <= s.looked {
-				t = h.served + s.sittingAfter()
-			}
-			if !ok || t < at {
-				at, ok = t, true
-			}
+		if len(h.open) > 0 {
+			sooner(h.open[0].at + s.stale())
+			sooner(h.open[0].at + sittingAfter)
+		}
+		if !h.silent && h.owes() {
+			sooner(h.heard + s.silence())
 		}
 	}
 	return at, ok
@@ -257,12 +297,20 @@ func (s *Seed) perHost() int {
 	return max(openPerHost, 2*s.budget()/max(len(s.hosts), 1))
 }
 
-func (s *Seed) staleAfter() time.Duration   { return max(stale, staleFactor*s.usual) }
-func (s *Seed) sittingAfter() time.Duration { return max(sitting, sittingFactor*s.usual) }
+// stale is how long an open piece counts.
+func (s *Seed) stale() time.Duration { return max(staleAfter, staleFactor*s.usual) }
+
+// silence is how long a host may say nothing.
+func (s *Seed) silence() time.Duration {
+	if s.usual == 0 {
+		return quietAtFirst
+	}
+	return max(quietAfter, staleFactor*s.usual)
+}
 
 // live is how many open pieces count.
 func (s *Seed) live(now time.Duration) int {
-	n, after := 0, s.staleAfter()
+	n, after := 0, s.stale()
 	for _, h := range s.hosts {
 		for _, r := range h.open {
 			if now-r.at < after {
@@ -273,16 +321,56 @@ func (s *Seed) live(now time.Duration) int {
 	return n
 }
 
-// unseat takes back what hosts sit on.
+// owes says whether h has something that others may be waiting for.
+func (h *Host) owes() bool { return len(h.open) > 0 || h.unspread > 0 }
+
+// unseat takes care that nobody waits for a host that does not ask for what it
+// was shown, or that is silent altogether. What it has asked for it may get
+// still, but what only this host had, or was to have, leaves again.
 func (s *Seed) unseat(now time.Duration) {
 	for _, h := range s.hosts {
-		if len(h.open) == 0 || now-h.served < s.sittingAfter() {
-			continue
+		silent := !h.silent && h.owes() && now-h.heard >= s.silence()
+		for k := len(h.open) - 1; k >= 0; k-- {
+			switch r := h.open[k]; {
+			case !r.asked && (silent || now-r.at >= sittingAfter):
+				s.withdraw(h, k)
+				h.quiet = true
+			case silent && s.copies(r.piece) == 1:
+				s.renew(r.piece)
+			}
 		}
-		for len(h.open) > 0 {
-			s.withdraw(h, 0)
+		if silent {
+			h.quiet = true
+			s.forsake(h)
 		}
-		h.served = now
+	}
+}
+
+// forsake no longer counts on h: what only h has is fresh again.
+func (s *Seed) forsake(h *Host) {
+	if h.silent {
+		return
+	}
+	h.silent, h.unspread = true, 0
+	for i, o := range s.lone {
+		if o == h {
+			delete(s.lone, i)
+		}
+	}
+	h.has.each(func(i int) { h.zone.copies[i]-- })
+	h.has.each(s.refresh)
+	h.told.each(s.refresh)
+}
+
+// hear notes that h said something.
+func (s *Seed) hear(h *Host, now time.Duration) {
+	h.heard = now
+	if h.silent {
+		h.silent = false
+		h.has.each(func(i int) {
+			h.zone.copies[i]++
+			s.fresh.del(i)
+		})
 	}
 }
 
@@ -314,8 +402,11 @@ func (s *Seed) pick() (h *Host, piece int, first bool) {
 // has fewest open, then fewest that nobody else has, then got fewest firsts.
 func (s *Seed) least(may func(*Host) bool) *Host {
 	var best *Host
-	most := s.perHost()
 	for _, h := range s.hosts {
+		most := s.perHost()
+		if h.quiet {
+			most = 1 // to see whether it asks
+		}
 		if len(h.open) < most && may(h) && (best == nil || h.before(best)) {
 			best = h
 		}
@@ -324,6 +415,9 @@ func (s *Seed) least(may func(*Host) bool) *Host {
 }
 
 func (h *Host) before(o *Host) bool {
+	if h.quiet != o.quiet {
+		return o.quiet
+	}
 	if len(h.open) != len(o.open) {
 		return len(h.open) < len(o.open)
 	}
@@ -342,13 +436,15 @@ func (s *Seed) anyFresh() bool {
 	return ok
 }
 
-// freshPiece picks a fresh piece: the lowest; with several sources, which would
-// all begin with it, a random one of those ahead.
+// freshPiece picks a fresh piece: the lowest, of our class if there is one not
+// too far ahead.
 func (s *Seed) freshPiece() int {
 	if s.shared > 1 {
-		from := s.next + s.rand.IntN(sharedWindow*s.shared)
-		if i, ok := s.fresh.firstIn(s.fresh, from, s.here); ok {
-			return i
+		i := s.next + (s.class-s.next%s.shared+s.shared)%s.shared
+		for end := min(s.next+sharedWindow*s.shared, s.here); i < end; i += s.shared {
+			if s.fresh.has(i) {
+				return i
+			}
 		}
 	}
 	return s.next
@@ -382,8 +478,8 @@ func (s *Seed) again(h *Host) (int, bool) {
 
 // reveal tells h of piece i.
 func (s *Seed) reveal(h *Host, i int, first bool, now time.Duration) {
-	if len(h.open) == 0 {
-		h.served = now
+	if !h.owes() {
+		h.heard = now
 	}
 	if first {
 		h.firsts++
@@ -414,16 +510,28 @@ func (s *Seed) shut(h *Host, k int) {
 // refresh makes piece i fresh again if nobody has it or is to get it.
 func (s *Seed) refresh(i int) {
 	if s.copies(i) == 0 && s.lone[i] == nil {
-		s.fresh.add(i)
-		s.next = min(s.next, i)
+		s.renew(i)
 	}
 }
 
-// copies is how many hosts have announced piece i, or have it open.
-func (s *Seed) copies(i int) int32 {
-	n := int32(0)
+func (s *Seed) renew(i int) {
+	s.fresh.add(i)
+	s.next = min(s.next, i)
+}
+
+// announced is how many hosts have announced piece i, copies how many have done
+// so or have it open.
+func (s *Seed) announced(i int) (n int32) {
 	for _, z := range s.zones {
-		n += z.copies[i] + z.opened[i]
+		n += z.copies[i]
+	}
+	return n
+}
+
+func (s *Seed) copies(i int) int32 {
+	n := s.announced(i)
+	for _, z := range s.zones {
+		n += z.opened[i]
 	}
 	return n
 }
