@@ -114,6 +114,46 @@ func TestGrowingTorrent(t *testing.T) {
 	}
 }
 
+// The end of a range is held back until somebody has seen the whole digest.
+func TestRangeWaitsForCompleteTorrent(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 5*pl)
+	tr, m := newTorrent(t, b)
+	p := partial(t, openStore(t, StoreConfig{}), m.Digest(), len(b))
+	mustSet(t, p, tr)
+	mustAdd(t, tr, hashesOf(m, 0, 4))
+	mustWrite(t, p, m, b, 0, 1, 2)
+	r := p.NewReader(t.Context(), 0, 2*pl)
+	defer r.Close()
+	got := make([]byte, 2*pl)
+	for n := 0; n < 2*pl-1; {
+		some, err := r.Read(got[n:])
+		if n += some; err != nil || n == 2*pl {
+			t.Fatalf("read %d bytes, %v", n, err)
+		}
+	}
+	rest := make(chan error, 1)
+	go func() {
+		_, err := io.ReadFull(r, got[2*pl-1:])
+		rest <- err
+	}()
+	for changed := p.WantedChanged(); len(p.Wanted()) == 0; changed = p.WantedChanged() {
+		await(t, changed) // until it waits
+	}
+	mustAdd(t, tr, hashesOf(m, 4, 5))
+	select {
+	case err := <-rest:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(timeout):
+		t.Fatal("the range does not end")
+	}
+	if !bytes.Equal(got, b[:2*pl]) {
+		t.Error("other bytes were read")
+	}
+}
+
 // What came in order is judged as the hashes become known, those from before a restart
 // as well, and is not thrown away meanwhile.
 func TestGrowingTorrentJudgesWhatWasAppended(t *testing.T) {
