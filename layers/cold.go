@@ -1,17 +1,28 @@
 package layers
 
-import "github.com/opencontainers/go-digest"
+import (
+	"io"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // SmallBlob is the size in bytes below which a blob goes over HTTP: a swarm
 // takes longer to form than such a blob to send.
 const SmallBlob = 1 << 20
 
-// Arrival is what a seeder tells of a blob whose metainfo is still being made.
+// Answer is what a seeder gives a mirror that asks for a blob.
+type Answer struct {
+	Size int64 // of the blob, in bytes
+	// Torrent is what the blob's swarm goes by; nil for a small blob.
+	Torrent *Torrent
+	// Body, if not nil, is for the mirror to read and close: the small blob
+	// itself, or the file of a torrent that still grows (see ReadTorrent).
+	Body io.ReadCloser
+}
+
+// Arrival is what a seeder tells others of a blob that it is still fetching.
 type Arrival struct {
 	Digest   digest.Digest `json:"digest"`
 	Size     int64         `json:"size"`     // bytes
 	Received int64         `json:"received"` // bytes the seeder has
-	// Stream asks the mirror to take the blob over HTTP now; to all others it
-	// is better to wait for the metainfo, so that the swarm does the work.
-	Stream bool `json:"stream"`
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
 )
@@ -23,22 +25,23 @@ type download struct {
 	mirror  *Mirror
 	partial *layers.Partial
 	rights  registry.Rights
-	seeder  Seeder        // that was asked for the metainfo; nil = none answered
-	stream  bool          // the seeder asks us to stream over HTTP at once
-	first   io.ReadCloser // the registry's body, where begin has opened one
-	why     string        // why there is no seeder
-
-	metainfo  *layers.Metainfo // set before hasMeta is closed
-	hasMeta   chan struct{}
-	awaitMeta sync.Once
-	noMeta    chan struct{} // closed when the metainfo is waited for no more
-	streamAt  time.Time     // until when a cold blob waits for it
+	seeder  Seeder          // that was asked for the blob; nil = none answered
+	torrent *layers.Torrent // what it answered; nil = not worth a swarm
+	leave   func()          // ends its answer; nil = there is none
+	first   *opened         // what the answer was, if not a torrent
+	why     string          // why there is no seeder
 
 	ended chan struct{} // closed when the next download of the blob can begin
 
 	mu      sync.Mutex // guards the two below
 	ways    map[string]bool
 	counted moved // of what the swarm has brought
+}
+
+// opened is all of a blob, as a way has begun to bring it.
+type opened struct {
+	way  string
+	body io.ReadCloser
 }
 
 // begin asks the seeder for a blob, or else the registry, in the caller's
@@ -50,18 +53,11 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if m.uncached.has(req.Digest) {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, errCacheFailed)
 	}
-	d := &download{mirror: m, hasMeta: make(chan struct{}), noMeta: make(chan struct{}), ended: make(chan struct{}),
-		streamAt: time.Now().Add(m.coldWait), ways: make(map[string]bool)}
+	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool)}
 	d.rights.Add(req.Repo, req.Authorization)
 	size, err := d.askSeeder(req)
 	if err == nil && d.seeder == nil {
-		if d.why != whyNoSeeder {
-			m.fellBack(d.why)
-		}
-		d.first, size, err = m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
-		if err == nil && size < 0 {
-			return nil, &registry.Uncached{Stream: registry.NewStream(d.first, size, req.Digest), Cause: registry.ErrNoSize}
-		}
+		size, err = d.askRegistry(req)
 	}
 	if err != nil {
 		return nil, err
@@ -73,19 +69,22 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	}
 	if err != nil {
 		m.cfg.Log.Error("blob not cached", "digest", req.Digest, "err", err)
-		if d.first != nil {
-			return nil, &registry.Uncached{Stream: registry.NewStream(d.first, size, req.Digest), Cause: err}
+		if d.seeder == nil {
+			return nil, &registry.Uncached{Stream: registry.NewStream(d.first.body, size, req.Digest), Cause: err}
 		}
+		d.close()
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 	}
+	// What an earlier download of the blob has had of the swarm is not ours.
+	d.counted.peers, d.counted.seeders = m.cfg.Swarm.Received(req.Digest)
 	m.grants.Began(req)
 	m.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	m.running.Go(d.run)
 	return d, nil
 }
 
-// askSeeder asks for the blob's metainfo. With no seeder to ask d.seeder stays
-// nil; an error is the registry's verdict on the caller.
+// askSeeder asks for the blob. With no seeder to ask d.seeder stays nil; an
+// error is the registry's verdict on the caller.
 func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	m := d.mirror
 	if m.suspects.has(req.Digest) {
@@ -97,10 +96,12 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 		d.why = whySeederFailed
 	}
 	for _, seeder := range m.seeders.well() {
-		metainfo, arrival, err := seeder.Torrent(m.ctx, req.Repo, req.Digest, req.Authorization, 0)
+		answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
 		switch {
 		case err == nil:
-			return d.take(seeder, metainfo, arrival), nil
+			d.seeder, d.why = seeder, ""
+			d.take(answer, leave)
+			return answer.Size, nil
 		case registry.Refused(err):
 			return 0, err
 		case !m.seeders.failed(m.ctx, seeder, err):
@@ -111,22 +112,45 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	return 0, nil
 }
 
-// take notes what a seeder has told of the blob, and returns the size.
-func (d *download) take(seeder Seeder, metainfo *layers.Metainfo, arrival layers.Arrival) (size int64) {
-	d.seeder, d.why = seeder, ""
-	if metainfo != nil {
-		d.setMetainfo(metainfo)
-		return metainfo.Size()
+// ask puts the question for the blob to a seeder. Its answer ends with leave.
+func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (a layers.Answer, leave func(), err error) {
+	ctx, leave := context.WithCancel(d.mirror.ctx)
+	if a, err = seeder.Ask(ctx, repo, of, authorization); err != nil {
+		leave()
 	}
-	d.stream = arrival.Stream
-	return arrival.Size
+	return a, leave, err
 }
 
-func (d *download) setMetainfo(m *layers.Metainfo) {
-	d.metainfo = m
-	// What an earlier download of the blob has had of the swarm is not ours.
-	d.counted.peers, d.counted.seeders = d.mirror.cfg.Swarm.Received(m.Digest())
-	close(d.hasMeta)
+// take goes by a seeder's answer from now on.
+func (d *download) take(a layers.Answer, leave func()) {
+	d.close()
+	d.torrent, d.leave = a.Torrent, leave
+	switch {
+	case a.Torrent == nil:
+		d.first = &opened{"seeder", a.Body}
+	case a.Body != nil:
+		d.mirror.running.Go(func() {
+			defer a.Body.Close()
+			layers.ReadTorrent(a.Torrent, a.Body) // whoever needs the torrent hears of the error
+		})
+	}
+}
+
+// askRegistry asks for the blob where no seeder can be asked.
+func (d *download) askRegistry(req registry.Request) (size int64, err error) {
+	m := d.mirror
+	if d.why != whyNoSeeder {
+		m.fellBack(d.why)
+	}
+	body, size, err := m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
+	if err != nil {
+		return 0, err
+	}
+	if size < 0 {
+		return 0, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: registry.ErrNoSize}
+	}
+	d.first = &opened{"upstream", body}
+	return size, nil
 }
 
 // run brings the blob, and shares it when it is whole.
@@ -185,10 +209,15 @@ func (d *download) failed(ctx context.Context) bool {
 	return true
 }
 
+// close ends what was answered to begin.
 func (d *download) close() {
 	if d.first != nil {
-		d.first.Close()
+		d.first.body.Close()
 		d.first = nil
+	}
+	if d.leave != nil {
+		d.leave()
+		d.leave = nil
 	}
 }
 
@@ -207,9 +236,6 @@ func (d *download) bring() error {
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, errMetainfo):
-			at = 0
-			continue
 		case d.over(), diskFailed(err):
 			return err
 		case !errors.Is(err, errSkip):
@@ -275,9 +301,7 @@ func (d *download) received(from layers.Source, way string, n int) {
 
 // source names the one way that brought the blob, or says that several did.
 func (d *download) source() string {
-	if d.knowsMetainfo() {
-		d.count() // the client may be served before that is done next
-	}
+	d.count() // the client may be served before that is done next
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.ways) != 1 {

@@ -6,10 +6,8 @@ import (
 	"github.com/murderp2p/murder/layers"
 )
 
-// SetWaits is for how long a mirror waits before it leaves a way.
-func (m *Mirror) SetWaits(coldWait, stallAfter time.Duration) {
-	m.coldWait, m.stallAfter = coldWait, stallAfter
-}
+// SetStall is the silence after which a mirror leaves a swarm.
+func (m *Mirror) SetStall(after time.Duration) { m.stallAfter = after }
 
 // Shares tells whether a mirror offers a swarm's blob.
 func (m *Mirror) Shares(ih layers.InfoHash) bool { return m.shared.Has(ih) }

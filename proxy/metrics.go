@@ -19,14 +19,13 @@ const (
 	whyNoSeeder     = "no seeder"
 	whyStalled      = "swarm stalled"
 	whySmall        = "blob too small for a swarm"
-	whyCold         = "seeder still fetching"
 	whyBrokeOff     = "answer broke off"
 	whyWrong        = "blob came out wrong before"
 	whyCannot       = "seeder could not"
 	whyNoCache      = "cache unusable"
 )
 
-var whys = []string{whySeederFailed, whyNoSeeder, whyStalled, whySmall, whyCold, whyBrokeOff, whyWrong, whyCannot, whyNoCache}
+var whys = []string{whySeederFailed, whyNoSeeder, whyStalled, whySmall, whyBrokeOff, whyWrong, whyCannot, whyNoCache}
 
 // Why a blob could not be served: labels of murder_pull_errors_total.
 const (

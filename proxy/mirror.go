@@ -37,9 +37,9 @@ type Seeder interface {
 	Announce() string
 	// Alive returns nil when the seeder answers.
 	Alive(ctx context.Context) error
-	// Torrent returns a blob's metainfo, or how far the seeder is with it
-	// after it has waited for so long.
-	Torrent(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string, wait time.Duration) (*layers.Metainfo, layers.Arrival, error)
+	// Ask has the seeder fetch a blob, and returns how the mirror gets it. The
+	// body of the answer ends with ctx.
+	Ask(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (layers.Answer, error)
 }
 
 // Config says what a [Mirror] works with.
@@ -77,7 +77,7 @@ type Mirror struct {
 	pings     pings
 	ledger    *layers.Ledger
 
-	coldWait, stallAfter time.Duration // the constants, but in tests
+	stallAfter time.Duration // the constant, but in tests
 
 	pulls *registry.Handler
 	mux   *http.ServeMux // of all else
@@ -88,7 +88,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 	m := &Mirror{
 		cfg: cfg, ctx: ctx, grants: registry.NewGrants(cfg.AuthTTL, cfg.AuthGrace), ledger: layers.NewLedger(),
 		suspects: shunned{long: suspectFor}, uncached: shunned{long: uncachedFor},
-		coldWait: coldWait, stallAfter: stallAfter,
+		stallAfter: stallAfter,
 	}
 	m.grants.OnAnswer = cfg.Metrics.authorized
 	m.seeders = newSeeders(ctx, &m.running, cfg.Seeders, cfg.Log)

@@ -213,9 +213,7 @@ func (m *Mirror) prefetchBlob(ctx context.Context, req registry.Request, desc oc
 	if err := d.partial.Err(); err != nil {
 		return nil, err
 	}
-	if d.knowsMetainfo() {
-		d.count()
-	}
+	d.count()
 	for _, record := range m.ledger.Records(desc.Digest) {
 		from = record.From
 	}

@@ -10,59 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
-	"github.com/murderp2p/murder/layers/swarm"
 
 	"github.com/murderp2p/murder/registry/registrytest"
 )
-
-// Mirrors that all pull a blob which nobody has get it from one another; the
-// registry sends it once.
-func TestColdSwarm(t *testing.T) {
-	t.Parallel()
-	up := registrytest.New(t)
-	b := random(big, 1)
-	d := up.Push(t, "app", false, b)
-	// A seeder on a slow line shows who does the work.
-	origin := newSeederIn(t, t.TempDir(), swarm.Config{Upload: layers.NewLimiter(1 << 20)}, up)
-	mirrors := make([]*testMirror, 5)
-	for i := range mirrors {
-		mirrors[i] = newMirror(t, up, []string{origin.server.URL})
-	}
-	hold := make(chan struct{})
-	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Hold: hold})
-	var pulls sync.WaitGroup
-	for _, m := range mirrors {
-		pulls.Go(func() { m.mustPull(t, "app", b) })
-	}
-	eventually(t, "all mirrors wait", func() bool {
-		for _, m := range mirrors {
-			if len(m.Ledger().Records(d)) == 0 {
-				return false
-			}
-		}
-		return true
-	})
-	close(hold)
-	pulls.Wait()
-	if gets := up.Seen("GET", d.String()); len(gets) != 1 {
-		t.Errorf("the registry saw %d requests for the blob, want 1: %v", len(gets), gets)
-	}
-	var streamed int
-	var peers, all int64
-	for _, m := range mirrors {
-		r := m.settled(t, d)
-		if r.Why == "seeder still fetching" { // which asks the first to stream
-			streamed++
-			continue
-		}
-		peers += r.From[layers.FromPeer]
-		all += r.Size
-	}
-	// How much they bring depends on how slow the machine is beside that line.
-	if streamed > 1 || peers*5 < all {
-		t.Errorf("%d mirrors streamed; of the others' %d bytes %d came from peers, want a good part", streamed, all, peers)
-	}
-}
 
 // What a seeder has already goes through the swarm, and nothing but a question
 // whether the caller may have it goes to the registry.

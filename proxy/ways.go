@@ -13,49 +13,82 @@ import (
 )
 
 const (
-	// coldWait is how long a host waits for the metainfo of a blob that the
-	// seeder is still fetching before it streams the blob from the seeder:
-	// long enough for most layers to become a swarm, and no client gives up
-	// after so short a silence.
-	coldWait = 5 * time.Second
-	// worthASwarm is how many bytes, or an eighth of the blob, must be missing
-	// for a stream to be left for a swarm, which takes a moment to join.
-	worthASwarm = 16 << 20
-	// metainfoWait is how long one question for the metainfo stays open.
-	metainfoWait = 30 * time.Second
 	// stallAfter is the silence after which a swarm is left.
 	stallAfter = 5 * time.Second
 	watchEvery = 500 * time.Millisecond
 )
 
 var (
-	errSkip     = errors.New("not a way for this blob")
-	errMetainfo = errors.New("the metainfo has come")
-	errStalled  = errors.New("no bytes from the swarm")
+	errSkip    = errors.New("not a way for this blob")
+	errStalled = errors.New("no bytes from the swarm")
 )
 
-// bySwarm needs the metainfo, and a seeder that may be away by now.
+// bySwarm goes by the torrent that a seeder has told of. When that breaks off it
+// asks the seeder once more: another fetch of the blob may go better, and to have it
+// from a swarm is better for all than any other way.
 func (d *download) bySwarm(ctx context.Context) error {
-	if d.partial.Size() < layers.SmallBlob {
+	if d.torrent == nil {
 		if d.seeder != nil && d.why == "" {
 			d.why = whySmall // the way to come says so
 		}
 		return errSkip
 	}
-	if !d.knowsMetainfo() {
+	if d.renew() != nil {
 		return errSkip
 	}
+	err := d.fetch(ctx)
+	if d.torrent.Err() == nil || d.over() {
+		return err
+	}
+	d.mirror.seeders.failed(ctx, d.seeder, err)
+	if renewErr := d.renew(); renewErr != nil {
+		return fmt.Errorf("%w; asked again: %w", err, renewErr)
+	}
+	return d.fetch(ctx)
+}
+
+// errAtEnd is why a torrent is not asked for again of which only the end is missing:
+// the seeder has had all of the blob then, and found it wrong.
+var errAtEnd = errors.New("all of the blob has been there")
+
+// renew sees to it that there is a torrent which has not failed, if it can.
+func (d *download) renew() error {
+	switch {
+	case d.torrent.Err() == nil:
+		return nil
+	case d.mirror.seeders.isIll(d.seeder):
+		return registry.ErrUnreachable
+	case d.torrent.Known() >= d.torrent.Pieces()-1:
+		return errAtEnd
+	}
+	err := d.rights.Each(func(repo registry.Repository, authorization string) error {
+		answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
+		if err != nil {
+			return err
+		}
+		if answer.Torrent == nil || answer.Size != d.partial.Size() {
+			leave()
+			return fmt.Errorf("%d bytes there, %d promised: %w", answer.Size, d.partial.Size(), layers.ErrMismatch)
+		}
+		d.take(answer, leave)
+		return nil
+	})
+	d.mirror.seeders.failed(d.mirror.ctx, d.seeder, err)
+	return err
+}
+
+func (d *download) fetch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { d.watch(ctx, cancel) })
-	err := d.mirror.cfg.Swarm.Fetch(ctx, d.metainfo.Torrent(), d.partial, d.mirror.seeders.trackers())
+	err := d.mirror.cfg.Swarm.Fetch(ctx, d.torrent, d.partial, d.mirror.seeders.trackers())
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	cancel(nil)
 	watching.Wait()
 	if err == nil {
-		d.mirror.shared.Joined(d.metainfo.Torrent())
+		d.mirror.shared.Joined(d.torrent)
 	}
 	return err
 }
@@ -85,11 +118,22 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		default:
 			silent += watchEvery
 		}
+		if d.abreast() {
+			silent = 0
+		}
 		if silent > d.mirror.stallAfter || silent > time.Second && !d.seederLives(ctx) {
 			cancel(errStalled)
 			return
 		}
 	}
+}
+
+// abreast tells whether the swarm has brought all that is known of a torrent which
+// still grows. Then we wait for the registry, as the seeder does; that it lives is
+// looked after by who reads the torrent.
+func (d *download) abreast() bool {
+	have, _ := d.partial.Pieces()
+	return d.torrent.Metainfo() == nil && have >= d.torrent.Known()
 }
 
 func (d *download) seederLives(ctx context.Context) bool {
@@ -108,7 +152,7 @@ type moved struct{ peers, seeders int64 }
 
 // count notes what the swarm has brought since the last time.
 func (d *download) count() {
-	peers, seeders := d.mirror.cfg.Swarm.Received(d.metainfo.Digest())
+	peers, seeders := d.mirror.cfg.Swarm.Received(d.partial.Digest())
 	d.mu.Lock()
 	before := d.counted
 	d.counted = moved{max(peers, before.peers), max(seeders, before.seeders)}
@@ -118,113 +162,14 @@ func (d *download) count() {
 	d.received(layers.FromSeeder, "swarm", int(now.seeders-before.seeders))
 }
 
-// bySeeder streams over HTTP what is missing, until the metainfo comes and the
-// swarm can do it.
+// bySeeder streams over HTTP what is missing.
 func (d *download) bySeeder(ctx context.Context) error {
 	if d.seeder == nil || d.mirror.seeders.isIll(d.seeder) {
 		return errSkip
 	}
-	if d.partial.Size() < layers.SmallBlob || d.knowsMetainfo() { // the swarm is not for it, or has been tried
-		err := d.fill(ctx, "seeder", d.seeder)
-		d.mirror.seeders.failed(ctx, d.seeder, err)
-		return err
-	}
-	d.awaitMeta.Do(func() { d.mirror.running.Go(d.awaitMetainfo) })
-	if !d.stream && d.metainfoComes(ctx) {
-		return errMetainfo
-	}
-	if d.mirror.seeders.isIll(d.seeder) {
-		return fmt.Errorf("seeder waited for is %w", registry.ErrUnreachable)
-	}
-	d.why = whyCold
-	d.mirror.ledger.Way(d.partial.Digest(), "seeder", d.why)
-	return d.streamCold(ctx)
-}
-
-// streamCold streams until the metainfo comes, or to the end if that is near.
-func (d *download) streamCold(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	defer cancel(nil)
-	waiting.Go(func() {
-		select {
-		case <-d.hasMeta:
-			if rest := d.partial.Size() - d.partial.Received(); rest > max(worthASwarm, d.partial.Size()/8) {
-				cancel(errMetainfo)
-			}
-		case <-ctx.Done():
-		}
-	})
 	err := d.fill(ctx, "seeder", d.seeder)
-	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errMetainfo) {
-		return cause
-	}
 	d.mirror.seeders.failed(ctx, d.seeder, err)
 	return err
-}
-
-func (d *download) knowsMetainfo() bool {
-	select {
-	case <-d.hasMeta:
-		return true
-	default:
-		return false
-	}
-}
-
-// metainfoComes waits for the metainfo of a blob that the seeder is fetching,
-// as long as a client may be kept waiting.
-func (d *download) metainfoComes(ctx context.Context) bool {
-	timer := time.NewTimer(time.Until(d.streamAt))
-	defer timer.Stop()
-	select {
-	case <-d.hasMeta:
-	case <-d.noMeta:
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-d.partial.Done():
-	}
-	return d.knowsMetainfo()
-}
-
-// awaitMetainfo asks until the seeder has the metainfo ready. It is no matter
-// when that fails: the blob then comes another way.
-func (d *download) awaitMetainfo() {
-	defer close(d.noMeta)
-	ctx, cancel := context.WithCancel(d.mirror.ctx)
-	defer cancel()
-	d.mirror.running.Go(func() {
-		select {
-		case <-d.partial.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	})
-	for ctx.Err() == nil {
-		again := time.After(time.Second) // in case that the seeder does not let us wait
-		m, err := d.rightfulTorrent(ctx)
-		if err != nil {
-			d.mirror.seeders.failed(ctx, d.seeder, err)
-			return
-		}
-		if m != nil {
-			d.setMetainfo(m)
-			return
-		}
-		select {
-		case <-again:
-		case <-ctx.Done():
-		}
-	}
-}
-
-func (d *download) rightfulTorrent(ctx context.Context) (m *layers.Metainfo, err error) {
-	err = d.rights.Each(func(repo registry.Repository, authorization string) error {
-		m, _, err = d.seeder.Torrent(ctx, repo, d.partial.Digest(), authorization, metainfoWait)
-		return err
-	})
-	return m, err
 }
 
 // byUpstream goes to the registry itself.
@@ -241,12 +186,12 @@ func (d *download) byUpstream(ctx context.Context) error {
 func (d *download) fill(ctx context.Context, way string, up registry.Upstream) error {
 	from := layers.Source(way)
 	open := func(ctx context.Context, off int64) (io.ReadCloser, error) {
-		if body := d.first; body != nil && way == "upstream" {
+		if first := d.first; first != nil && first.way == way {
 			d.first = nil
 			if off == 0 {
-				return body, nil
+				return first.body, nil
 			}
-			body.Close() // an earlier download left us more than nothing
+			first.body.Close() // an earlier download left us more than nothing
 		}
 		body, size, err := d.rights.GetBlob(ctx, up, d.partial.Digest(), off)
 		if err == nil && size >= 0 && size != d.partial.Size() {

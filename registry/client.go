@@ -311,7 +311,8 @@ func (c *Client) Relay(ctx context.Context, repo Repository, end string, query u
 }
 
 // Ask asks the murder at cfg.Via for what it offers beside the pull API: path,
-// for content of repo. Errors are as for the pull API.
+// for content of repo. Errors are as for the pull API. The answer's body may be
+// silent for as long as the other has reason to be; see Bound.
 func (c *Client) Ask(ctx context.Context, path string, repo Repository, query url.Values, authorization string) (*http.Response, error) {
 	query.Set("ns", repo.Host)
 	query.Set("repo", repo.Name)
@@ -321,11 +322,18 @@ func (c *Client) Ask(ctx context.Context, path string, repo Repository, query ur
 	return c.get(ctx, http.MethodGet, u.String(), repo, nil, authorization)
 }
 
+// Bound returns body as one that fails when nothing comes of it for too long.
+func (c *Client) Bound(body io.ReadCloser) io.ReadCloser { return newIdleBody(body, c.idle) }
+
 // do asks for an end of repo and returns the answer when it is a success, else
 // an [*Error].
 func (c *Client) do(ctx context.Context, method string, repo Repository, end string, query url.Values, header http.Header, authorization string) (*http.Response, error) {
 	send := func(authorization string) (*http.Response, error) {
-		return c.get(ctx, method, c.url(repo, end, query), repo, header, authorization)
+		resp, err := c.get(ctx, method, c.url(repo, end, query), repo, header, authorization)
+		if err == nil {
+			resp.Body = c.Bound(resp.Body)
+		}
+		return resp, err
 	}
 	if authorization != "" || c.cfg.Via != nil {
 		return send(authorization)
@@ -349,7 +357,6 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	if err != nil {
 		return nil, Unavailable("%s is %w: %w", c.party(repo.Host), ErrUnreachable, stripURL(err))
 	}
-	resp.Body = newIdleBody(resp.Body, c.idle)
 	success := resp.StatusCode/100 == 2
 	stranger := c.cfg.Via != nil && resp.Header.Get(SeederHeader) == ""
 	if success && !isPage(resp) && !stranger {

@@ -53,14 +53,18 @@ func (b *backend) OpenBlob(ctx context.Context, req registry.Request) (registry.
 	if err != nil {
 		return nil, err
 	}
-	var content *layers.Content
+	return b.content(blob, fetch), nil
+}
+
+// content serves what acquire has returned.
+func (b *backend) content(blob *layers.Blob, fetch *fetch) (content *layers.Content) {
 	if blob != nil {
 		content = blob.Content()
 	} else {
 		content = fetch.partial.Content()
 	}
 	content.Limit = b.upload
-	return content, nil
+	return content
 }
 
 func (b *backend) Relay(ctx context.Context, req registry.Request, end string, query url.Values) (*http.Response, error) {

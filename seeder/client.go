@@ -2,11 +2,12 @@ package seeder
 
 import (
 	"context"
-	"encoding/json"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -54,33 +55,61 @@ func (c *Client) Announce() string { return c.url.JoinPath("/announce").String()
 // Alive returns nil when the seeder answers within the patience.
 func (c *Client) Alive(ctx context.Context) error { return c.health.probe(ctx) }
 
-// Torrent asks for the metainfo of a blob and thereby has the seeder fetch
-// the blob, if the registry admits the caller. While it is being made m is
-// nil and the arrival tells how far it is; the seeder waits that long for it
-// before it answers.
-func (c *Client) Torrent(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string, wait time.Duration) (m *layers.Metainfo, a layers.Arrival, err error) {
-	query := url.Values{}
-	if wait > 0 {
-		query.Set("wait", wait.String())
-	}
-	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, query, authorization)
+// Ask has the seeder fetch a blob, if it has not and the registry admits the
+// caller, and returns what the mirror needs to bring it. The torrent in the answer
+// may still grow; what feeds it is the answer's body, which ends with ctx.
+func (c *Client) Ask(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (layers.Answer, error) {
+	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{"draft": {"1"}}, authorization)
 	if err != nil {
-		return nil, a, err
+		return layers.Answer{}, err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	a, err := c.answer(resp, d)
 	if err != nil {
-		return nil, a, registry.Unavailable("seeder %s: %w", c.url.Redacted(), err)
+		resp.Body.Close()
+		return layers.Answer{}, registry.Unavailable("seeder %s: answer about %s: %w", c.url.Redacted(), d, err)
 	}
-	if resp.StatusCode == http.StatusAccepted {
-		if err = json.Unmarshal(body, &a); err == nil && (a.Digest != d || a.Size < 0) {
-			err = fmt.Errorf("it is about blob %q of %d bytes", a.Digest, a.Size)
-		}
-	} else if m, err = layers.ParseMetainfo(body); err == nil && m.Digest() != d {
-		m, err = nil, fmt.Errorf("it is the metainfo of %s", m.Digest())
+	return a, nil
+}
+
+func (c *Client) answer(resp *http.Response, d digest.Digest) (a layers.Answer, err error) {
+	switch contentType := resp.Header.Get("Content-Type"); {
+	case resp.StatusCode != http.StatusOK:
+		return a, fmt.Errorf("it is %s", resp.Status)
+	case contentType == blobType && resp.ContentLength >= 0:
+		return layers.Answer{Size: resp.ContentLength, Body: c.client.Bound(resp.Body)}, nil
+	case contentType != torrentType:
+		return a, fmt.Errorf("it is of type %q", contentType)
+	case resp.Header.Get(swarmHeader) != "":
+		return draft(resp, d)
+	}
+	body, err := io.ReadAll(io.LimitReader(c.client.Bound(resp.Body), maxAnswer))
+	if err != nil {
+		return a, err
+	}
+	resp.Body.Close()
+	m, err := layers.ParseMetainfo(body)
+	if err == nil && m.Digest() != d {
+		err = fmt.Errorf("it is the metainfo of %s", m.Digest())
 	}
 	if err != nil {
-		return nil, a, registry.Unavailable("seeder %s: answer about %s: %w", c.url.Redacted(), d, err)
+		return a, err
 	}
-	return m, a, nil
+	return layers.Answer{Size: m.Size(), Torrent: m.Torrent()}, nil
+}
+
+// draft is the answer about a blob that the seeder is still fetching.
+func draft(resp *http.Response, d digest.Digest) (a layers.Answer, err error) {
+	name, err := hex.DecodeString(resp.Header.Get(swarmHeader))
+	if err != nil || len(name) != len(layers.InfoHash{}) {
+		return a, fmt.Errorf("no infohash in %s", swarmHeader)
+	}
+	size, err := strconv.ParseInt(resp.Header.Get(sizeHeader), 10, 64)
+	if err != nil || size < 0 {
+		return a, fmt.Errorf("no size in %s", sizeHeader)
+	}
+	t := layers.NewTorrent(d, size, layers.InfoHash(name))
+	if t.Pieces() > maxAnswer/len(name) {
+		return a, fmt.Errorf("it would be of %d pieces", t.Pieces())
+	}
+	return layers.Answer{Size: size, Torrent: t, Body: resp.Body}, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/registry/registrytest"
 )
@@ -27,8 +28,8 @@ func repository(t testing.TB, host, name string) registry.Repository {
 	return repo
 }
 
-// The client asks for metainfo in a caller's name, and gets the registry's
-// verdict on them.
+// The client asks for a blob in a caller's name, and gets the registry's verdict on
+// them, or what there is of the blob.
 func TestClient(t *testing.T) {
 	t.Parallel()
 	up := registrytest.New(t)
@@ -37,20 +38,30 @@ func TestClient(t *testing.T) {
 	up.Admit(registrytest.Basic("alice"))
 	s := newSeeder(t, up)
 	repo := repository(t, up.Host, "secret")
-	if _, _, err := s.client.Torrent(t.Context(), repo, d, "", 0); !registry.Unauthorized(err) {
-		t.Errorf("Torrent without credentials = %v, want the registry's 401", err)
+	if _, err := s.client.Ask(t.Context(), repo, d, ""); !registry.Unauthorized(err) {
+		t.Errorf("Ask without credentials = %v, want the registry's 401", err)
 	}
 	held, hold := make(chan struct{}), make(chan struct{})
 	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Held: held, Hold: hold})
-	m, arrival, err := s.client.Torrent(t.Context(), repo, d, registrytest.Basic("alice"), 0)
-	if err != nil || m != nil || arrival.Size != big || !arrival.Stream {
-		t.Errorf("Torrent = %v, %+v, %v; want an arrival", m, arrival, err)
-	}
+	arriving := mustAsk(t, s, repo, d)
 	wait(t, "fetch under way", held)
-	close(hold)
-	if m, _, err = s.client.Torrent(t.Context(), repo, d, registrytest.Basic("alice"), patience); err != nil || m.Digest() != d {
-		t.Errorf("Torrent = %v, %v; want metainfo", m, err)
+	if arriving.Size != big || arriving.Body == nil || arriving.Torrent.Metainfo() != nil {
+		t.Errorf("answer = %+v, want a torrent that grows", arriving)
 	}
+	read := make(chan error, 1)
+	go func() { read <- layers.ReadTorrent(arriving.Torrent, arriving.Body) }()
+	known := int(1 << 20 / arriving.Torrent.PieceLength())
+	eventually(t, "what has come is known", func() bool { return arriving.Torrent.Known() == known })
+	close(hold)
+	if err := <-read; err != nil {
+		t.Errorf("ReadTorrent = %v", err)
+	}
+	var whole layers.Answer
+	eventually(t, "blob whole", func() bool { whole = mustAsk(t, s, repo, d); return whole.Body == nil })
+	if got := arriving.Torrent.Metainfo(); got == nil || got.InfoHash() != whole.Torrent.Metainfo().InfoHash() {
+		t.Errorf("metainfo = %v while it arrived, then %v", got, whole.Torrent.Metainfo())
+	}
+
 	body, size, err := s.client.GetBlob(t.Context(), repo, d, 1_000_000, registrytest.Basic("alice"))
 	if err != nil || size != big {
 		t.Fatalf("GetBlob = %d, %v", size, err)
@@ -66,42 +77,100 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// mustAsk asks as alice.
+func mustAsk(t testing.TB, s *testSeeder, repo registry.Repository, d digest.Digest) layers.Answer {
+	t.Helper()
+	a, err := s.client.Ask(t.Context(), repo, d, registrytest.Basic("alice"))
+	if err != nil {
+		t.Fatalf("Ask = %v", err)
+	}
+	if a.Body != nil {
+		t.Cleanup(func() { a.Body.Close() })
+	}
+	return a
+}
+
+// Small blobs come at once, whether or not the seeder has them.
+func TestClientOfSmallBlobs(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	s := newSeeder(t, up)
+	for _, size := range []int{0, 1, 1000, layers.SmallBlob - 1} {
+		b := random(size, 73)
+		d := up.Push(t, "app", false, b)
+		for range 2 {
+			a := mustAsk(t, s, repository(t, up.Host, "app"), d)
+			if a.Torrent != nil || a.Size != int64(size) {
+				t.Fatalf("answer about %d bytes = %+v", size, a)
+			}
+			got, err := io.ReadAll(a.Body)
+			answer{http.StatusOK, nil, got, err}.mustBe(t, b)
+		}
+		if n := len(up.Seen("GET", d.String())); n != 1 {
+			t.Errorf("%d bytes: the registry saw %d requests, want 1", size, n)
+		}
+	}
+	b := random(1000, 74)
+	d := up.Push(t, "app", false, b)
+	up.Fail(&registrytest.Fault{Left: -1, At: 999, Flip: true})
+	a := mustAsk(t, s, repository(t, up.Host, "app"), d)
+	if got, err := io.ReadAll(a.Body); err == nil {
+		t.Errorf("%d wrong bytes ended politely", len(got))
+	}
+}
+
 // Whatever else a server answers is no verdict, so that the mirror goes on.
 func TestClientOfAnotherServer(t *testing.T) {
 	t.Parallel()
-	d := digest.FromString("asked for")
-	for name, h := range map[string]http.HandlerFunc{
-		"404":     http.NotFound,
-		"401":     func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusUnauthorized) },
-		"500":     func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) },
-		"page":    func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
-		"empty":   func(http.ResponseWriter, *http.Request) {},
-		"garbage": func(w http.ResponseWriter, _ *http.Request) { w.Write(random(1000, 71)) },
-		"202 of another": func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(202)
-			fmt.Fprint(w, `{"digest":"sha256:`+strings.Repeat("a", 64)+`","size":5}`)
-		},
-		"negative size": func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(202)
-			fmt.Fprintf(w, `{"digest":%q,"size":-5}`, d)
-		},
-		"202 garbage": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(202); fmt.Fprint(w, `{`) },
-		"redirects":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.String(), http.StatusFound) },
+	d, name := digest.FromString("asked for"), strings.Repeat("ab", 20)
+	for what, h := range map[string]http.HandlerFunc{
+		"404":           http.NotFound,
+		"401":           func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusUnauthorized) },
+		"500":           func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) },
+		"page":          func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+		"empty":         func(http.ResponseWriter, *http.Request) {},
+		"noise":         func(w http.ResponseWriter, _ *http.Request) { w.Write(random(1000, 71)) },
+		"202":           seeming("application/json", "", "", 202),
+		"another type":  seeming("text/plain", name, "5", 200),
+		"garbage":       seeming("application/x-bittorrent", "", "", 200),
+		"short name":    seeming("application/x-bittorrent", name[2:], "5", 200),
+		"long name":     seeming("application/x-bittorrent", name+"00", "5", 200),
+		"no name":       seeming("application/x-bittorrent", "?", "5", 200),
+		"no size":       seeming("application/x-bittorrent", name, "", 200),
+		"negative size": seeming("application/x-bittorrent", name, "-5", 200),
+		"huge size":     seeming("application/x-bittorrent", name, "9223372036854775807", 200),
+		"redirects":     func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.String(), http.StatusFound) },
 		"cut": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			w.Write([]byte("d4:info"))
 			panic(http.ErrAbortHandler)
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			server := httptest.NewServer(h)
 			defer server.Close()
-			m, _, err := newClient(t, server.URL, patience).Torrent(t.Context(), repository(t, "reg.example", "app"), d, "", 0)
+			a, err := newClient(t, server.URL, patience).Ask(t.Context(), repository(t, "reg.example", "app"), d, "")
 			if err == nil || registry.Refused(err) {
-				t.Errorf("Torrent = %v, %v; want an error that is no verdict", m, err)
+				t.Errorf("Ask = %+v, %v; want an error that is no verdict", a, err)
 			}
 		})
+	}
+}
+
+// seeming answers as a seeder that is not quite one.
+func seeming(contentType, name, size string, status int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set(registry.SeederHeader, "1")
+		w.Header().Set("Content-Type", contentType)
+		if name != "" {
+			w.Header().Set("Murder-Swarm", name)
+		}
+		if size != "" {
+			w.Header().Set("Murder-Size", size)
+		}
+		w.WriteHeader(status)
+		fmt.Fprint(w, "d4:info")
 	}
 }
 
@@ -119,8 +188,8 @@ func TestPatience(t *testing.T) {
 		}
 		defer l.Close()
 		client := newClient(t, "http://"+l.Addr().String(), 0)
-		if _, _, err = client.Torrent(bounded(t), repo, d, "", 0); !errors.Is(err, registry.ErrUnreachable) {
-			t.Errorf("Torrent = %v, want ErrUnreachable", err)
+		if _, err = client.Ask(bounded(t), repo, d, ""); !errors.Is(err, registry.ErrUnreachable) {
+			t.Errorf("Ask = %v, want ErrUnreachable", err)
 		}
 		if err := client.Alive(bounded(t)); !errors.Is(err, registry.ErrUnreachable) {
 			t.Errorf("Alive = %v", err)
@@ -128,8 +197,8 @@ func TestPatience(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		client = newClient(t, client.URL(), patience)
-		if _, _, err = client.Torrent(ctx, repo, d, "", 0); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Torrent for a caller who leaves = %v", err)
+		if _, err = client.Ask(ctx, repo, d, ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Ask for a caller who leaves = %v", err)
 		}
 	})
 	t.Run("only livez", func(t *testing.T) {
@@ -211,10 +280,11 @@ func TestPatience(t *testing.T) {
 		client := newClient(t, newSeeder(t, up).server.URL, patience)
 		timer := time.AfterFunc(patience+time.Second, func() { close(hold) })
 		defer timer.Stop()
-		m, _, err := client.Torrent(bounded(t), repository(t, up.Host, "app"), d, "", time.Minute)
-		if err != nil || m.Digest() != d {
-			t.Errorf("Torrent of a registry that takes its time = %v, %v", m, err)
+		a, err := client.Ask(bounded(t), repository(t, up.Host, "app"), d, "")
+		if err != nil || a.Size != 1000 {
+			t.Fatalf("Ask of a registry that takes its time = %+v, %v", a, err)
 		}
+		a.Body.Close()
 	})
 }
 

@@ -179,8 +179,29 @@ type answer struct {
 // request asks for a path. extra are header names and values.
 func (s *testSeeder) request(t testing.TB, method, path, authorization string, extra ...string) answer {
 	t.Helper()
+	resp, err := s.try(t, method, path, authorization, extra...)
+	if err != nil {
+		return answer{err: err}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header, body, err}
+}
+
+// open returns an answer whose body is still to be read.
+func (s *testSeeder) open(t testing.TB, method, path, authorization string) *http.Response {
+	t.Helper()
+	resp, err := s.try(t, method, path, authorization)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+func (s *testSeeder) try(t testing.TB, method, path, authorization string, extra ...string) (*http.Response, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
+	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, method, s.server.URL+path, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -191,13 +212,7 @@ func (s *testSeeder) request(t testing.TB, method, path, authorization string, e
 	for i := 0; i < len(extra); i += 2 {
 		req.Header.Set(extra[i], extra[i+1])
 	}
-	resp, err := s.server.Client().Do(req)
-	if err != nil {
-		return answer{err: err}
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, body, err}
+	return s.server.Client().Do(req)
 }
 
 func blobPath(repo string, d digest.Digest) string { return "/v2/" + repo + "/blobs/" + d.String() }

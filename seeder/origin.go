@@ -2,6 +2,9 @@ package seeder
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"log/slog"
@@ -27,32 +30,38 @@ type origin struct {
 	metrics  *Metrics
 	download *rate.Limiter
 	log      *slog.Logger
+	key      [32]byte // of the names of draft swarms
 	flights  layers.Flights[*fetch]
 }
 
 // fetch is one blob on its way from the registry.
 type fetch struct {
 	partial *layers.Partial
+	torrent *layers.Torrent // grows with partial
 	rights  registry.Rights
 	ended   chan struct{} // closed when the next fetch of the blob can begin
-
-	mu      sync.Mutex // guards streams
-	streams int        // mirrors told to stream it over HTTP
 }
-
-// maxStreams is how many mirrors stream a blob over HTTP while it is still
-// being fetched, instead of waiting for the metainfo: the first host loses no
-// time, and becomes a second source for the others; our link is left to them.
-const maxStreams = 1
 
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
 
 func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
-	return &origin{
+	o := &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
 		ledger: layers.NewLedger(), metrics: cfg.Metrics, download: cfg.Download, log: cfg.Log,
 	}
+	rand.Read(o.key[:])
+	return o
+}
+
+// draft names the swarm of a blob whose metainfo is not known yet. The name must
+// not follow from the digest, which is in manifests and logs: who is in a swarm is
+// sent the blob, and only those whom the registry admits may be.
+func (o *origin) draft(d digest.Digest) (ih layers.InfoHash) {
+	mac := hmac.New(sha256.New, o.key[:])
+	mac.Write([]byte(d))
+	copy(ih[:], mac.Sum(nil))
+	return ih
 }
 
 // acquire returns a blob for a caller whom the registry admits to it: whole,
@@ -122,12 +131,23 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: err}
 	}
 	o.grants.Began(req)
-	f := &fetch{partial: partial, ended: make(chan struct{})}
+	f := &fetch{partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
 	f.rights.Add(req.Repo, req.Authorization)
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	o.ledger.Way(req.Digest, "upstream", "")
+	o.offer(f)
 	o.running.Go(func() { o.run(f, body) })
 	return f, nil
+}
+
+// offer lets the swarm have a blob as it comes in, if it is worth one.
+func (o *origin) offer(f *fetch) {
+	if f.partial.Size() < layers.SmallBlob {
+		return
+	}
+	if err := o.shared.Arriving(o.ctx, f.torrent, f.partial); err != nil {
+		o.log.Warn("blob not shared while it arrives", "digest", f.partial.Digest(), "err", err)
+	}
 }
 
 // run brings all of a blob, in as many requests as it takes.
@@ -154,9 +174,9 @@ func (o *origin) run(f *fetch, first io.ReadCloser) {
 	err := f.partial.Err()
 	if err == nil {
 		o.grants.Arrived(d, &f.rights)
-		if _, err := o.shared.Share(o.ctx, d); err != nil && o.ctx.Err() == nil {
-			o.log.Warn("blob not shared", "digest", d, "err", err)
-		}
+		o.share(d, f.partial.Size())
+	} else {
+		o.shared.Drop(d) // before the next fetch of it offers it again
 	}
 	o.flights.End(d)
 	close(f.ended)
@@ -169,6 +189,17 @@ func (o *origin) run(f *fetch, first io.ReadCloser) {
 		log.Info("blob left half done")
 	default:
 		log.Error("blob not fetched", "err", err)
+	}
+}
+
+// share sees to it that the swarm can have a blob which is whole now, if it is worth
+// one.
+func (o *origin) share(d digest.Digest, size int64) {
+	if size < layers.SmallBlob {
+		return
+	}
+	if _, err := o.shared.Share(o.ctx, d); err != nil && o.ctx.Err() == nil {
+		o.log.Warn("blob not shared", "digest", d, "err", err)
 	}
 }
 
@@ -209,14 +240,6 @@ func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.R
 		case <-time.After(time.Duration(try) * 200 * time.Millisecond):
 		}
 	}
-}
-
-// stream tells a mirror whether to stream the blob over HTTP now.
-func (f *fetch) stream() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.streams++
-	return f.streams <= maxStreams
 }
 
 // known returns the size of a blob that is here or on its way.

@@ -1,6 +1,7 @@
 package seeder_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry/registrytest"
 )
 
@@ -171,7 +173,8 @@ func TestStopsAndResumes(t *testing.T) { // not parallel: it counts goroutines
 	wait(t, "fetch under way", held)
 	eventually(t, "both ask", func() bool { return s.requests.Load() >= 2 })
 	eventually(t, "all that was sent is here", func() bool {
-		_, arrival, err := s.client.Torrent(t.Context(), repository(t, up.Host, "app"), d, "", 0)
+		var arrival layers.Arrival
+		err := json.Unmarshal(s.request(t, "GET", torrentPath("app", d), "").body, &arrival)
 		return err == nil && arrival.Received == at
 	})
 	stopped := make(chan struct{})

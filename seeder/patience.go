@@ -29,6 +29,7 @@ const (
 	bodyTicks  = 5   // of a body, before /livez is asked
 	livezTicks = 14  // before that answers: with the line above and the ticks' own delay, a second
 	doubtTicks = 60  // of one request, while the seeder is heard elsewhere
+	quietTicks = 20  // of a body that /livez has been asked for, before it is asked again
 	lateTicks  = 100 // that do not count, see silence
 )
 
@@ -106,7 +107,7 @@ func (p *patience) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.begin(livezTicks)
+	w.begin(livezTicks, false)
 	defer w.end()
 	resp, err := p.probes.RoundTrip(req)
 	if err != nil {
@@ -127,7 +128,7 @@ func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 	w := p.watch(req.Context())
 	req = req.Clone(httptrace.WithClientTrace(w.ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
 	req.Header.Set(beatHeader, "1")
-	w.begin(beatTicks)
+	w.begin(beatTicks, false)
 	resp, err := p.requests.RoundTrip(req)
 	w.end()
 	if err != nil {
@@ -149,6 +150,7 @@ type watch struct {
 	turn    int        // of waiting; a tick of an earlier one says nothing
 	timer   *time.Timer
 	limit   int   // of ticks
+	probes  bool  // /livez is asked when the limit is reached
 	heard   int64 // what patience.heard was when it ticked last
 	ticked  time.Time
 	silence silence
@@ -161,11 +163,11 @@ func (p *patience) watch(ctx context.Context) *watch {
 }
 
 // begin is called when the waiting begins, end when it is over.
-func (w *watch) begin(limit int) {
+func (w *watch) begin(limit int, probes bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.turn++
-	w.limit = limit
+	w.limit, w.probes = limit, probes
 	w.restart()
 }
 
@@ -185,21 +187,24 @@ func (w *watch) restart() {
 }
 
 // tick ends the request when the silence has become too long. That of a body
-// only asks /livez.
+// only asks /livez, and less often once that has answered: a thousand hosts may
+// wait for what a slow registry sends.
 func (w *watch) tick(turn int) {
-	limit, reached := w.count(turn)
-	if !reached {
+	if !w.count(turn) {
 		return
 	}
 	err := errHangs
-	if limit == bodyTicks {
+	if w.probes {
 		err = w.patience.probe(w.ctx)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case w.turn != turn:
-	case err == nil || !w.silence.reached(limit):
+	case err == nil:
+		w.limit = min(2*w.limit, quietTicks)
+		w.restart()
+	case !w.silence.reached(w.limit):
 		w.restart()
 	default:
 		w.cancel(errHangs)
@@ -207,20 +212,20 @@ func (w *watch) tick(turn int) {
 }
 
 // count counts a tick, and sets the next unless the limit is reached.
-func (w *watch) count(turn int) (limit int, reached bool) {
+func (w *watch) count(turn int) (reached bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.turn != turn {
-		return 0, false
+		return false
 	}
 	now, heard := time.Now(), w.patience.heard.Load()
 	w.silence.tick(now.Sub(w.ticked), w.patience.every, heard != w.heard)
 	w.ticked, w.heard = now, heard
 	if !w.silence.reached(w.limit) {
 		w.timer.Reset(w.patience.every)
-		return w.limit, false
+		return false
 	}
-	return w.limit, true
+	return true
 }
 
 // blame returns errHangs if that is why the request ended with err.
@@ -247,7 +252,7 @@ type watchedBody struct {
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
-	b.watch.begin(bodyTicks)
+	b.watch.begin(bodyTicks, true)
 	n, err := b.ReadCloser.Read(p)
 	b.watch.end()
 	if n > 0 {

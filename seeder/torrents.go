@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -15,9 +16,30 @@ import (
 // maxWait bounds the wait= of GET /v1/torrents.
 const maxWait = time.Minute
 
-// serveTorrent answers GET /v1/torrents/<digest>?ns=&repo=&wait=: the metainfo
-// of a whole blob, or 202 and a [layers.Arrival] while it is being fetched.
-// The first question begins the fetch. Who may have the blob may have this.
+// Headers of the answer about a blob that is still being fetched: the infohash of
+// its swarm until then, in hex, and its size in bytes.
+const (
+	swarmHeader = "Murder-Swarm"
+	sizeHeader  = "Murder-Size"
+)
+
+// Types of what GET /v1/torrents answers.
+const (
+	torrentType = "application/x-bittorrent"
+	blobType    = "application/octet-stream"
+)
+
+// torrentQuery is what GET /v1/torrents/<digest>?ns=&repo= is asked besides.
+type torrentQuery struct {
+	wait  time.Duration // for the metainfo of a blob that is being fetched
+	draft bool          // by a mirror, which does not wait for it
+}
+
+// serveTorrent answers GET /v1/torrents/<digest>: the metainfo of a whole blob, or
+// 202 and a [layers.Arrival] while it is being fetched. A mirror, which says
+// draft=1, is answered with what there is: the torrent file as it comes into being,
+// or a small blob itself. The first question begins the fetch. Who may have the blob
+// may have this.
 func (s *Seeder) serveTorrent(w http.ResponseWriter, r *http.Request) {
 	if err := s.torrent(w, r); err != nil && r.Context().Err() == nil {
 		registry.WriteError(w, r, err)
@@ -25,7 +47,7 @@ func (s *Seeder) serveTorrent(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
-	req, wait, err := s.parseTorrent(r)
+	req, query, err := s.parseTorrent(r)
 	if err != nil {
 		return err
 	}
@@ -37,44 +59,103 @@ func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if blob != nil {
-		blob.Close()
-	} else if whole, err := settled(r.Context(), fetch.partial, wait); !whole {
-		if err != nil {
+	w.Header().Set("Docker-Content-Digest", req.Digest.String())
+	content := s.backend.content(blob, fetch)
+	defer content.Close()
+	switch {
+	case query.draft && content.Size() < layers.SmallBlob:
+		s.sendBlob(w, r, content)
+		return nil
+	case query.draft && fetch != nil:
+		return s.sendDraft(w, r, fetch)
+	case fetch != nil:
+		if whole, err := settled(r.Context(), fetch.partial, query.wait); err != nil {
 			return err
+		} else if !whole {
+			return writeArrival(w, fetch.partial)
 		}
-		return writeArrival(w, fetch)
 	}
+	return s.sendMetainfo(w, req)
+}
+
+func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request) error {
 	m, err := s.shared.Share(s.origin.ctx, req.Digest)
 	if err != nil {
 		return registry.Unavailable("metainfo of %s: %w", req.Digest, err)
 	}
-	w.Header().Set("Content-Type", "application/x-bittorrent")
-	w.Header().Set("Content-Length", strconv.Itoa(len(m.Bytes())))
-	w.Header().Set("Docker-Content-Digest", req.Digest.String())
-	w.Write(m.Bytes())
+	writeMetainfo(w, m)
 	return nil
 }
 
-func (s *Seeder) parseTorrent(r *http.Request) (req registry.Request, wait time.Duration, err error) {
-	query := r.URL.Query()
-	host := query.Get("ns")
+func writeMetainfo(w http.ResponseWriter, m *layers.Metainfo) {
+	w.Header().Set("Content-Type", torrentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(m.Bytes())))
+	w.Write(m.Bytes())
+}
+
+// sendDraft sends the torrent file while it comes into being. When the fetch fails
+// the connection is cut.
+func (s *Seeder) sendDraft(w http.ResponseWriter, r *http.Request, f *fetch) error {
+	if m := f.torrent.Metainfo(); m != nil {
+		writeMetainfo(w, m)
+		return nil
+	}
+	if err := f.torrent.Err(); err != nil {
+		return registry.Unavailable("blob %s: %w", f.torrent.Digest(), err)
+	}
+	draft, _ := f.torrent.Draft()
+	w.Header().Set("Content-Type", torrentType)
+	w.Header().Set(swarmHeader, draft.String())
+	w.Header().Set(sizeHeader, strconv.FormatInt(f.torrent.Size(), 10))
+	if err := f.torrent.WriteTo(r.Context(), flushing{w, http.NewResponseController(w)}); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// flushing lets a torrent be sent as it grows.
+type flushing struct {
+	io.Writer
+	controller *http.ResponseController
+}
+
+func (f flushing) Flush() { f.controller.Flush() }
+
+// sendBlob sends a small blob, which is not worth another question. The header goes
+// first: a connection that is cut before tells the mirror that the seeder is ill.
+func (s *Seeder) sendBlob(w http.ResponseWriter, r *http.Request, content *layers.Content) {
+	w.Header().Set("Content-Type", blobType)
+	w.Header().Set("Content-Length", strconv.FormatInt(content.Size(), 10))
+	w.WriteHeader(http.StatusOK)
+	http.NewResponseController(w).Flush()
+	n, err := io.Copy(w, content.Section(r.Context(), 0, content.Size()))
+	s.origin.ledger.Served(n)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (s *Seeder) parseTorrent(r *http.Request) (req registry.Request, query torrentQuery, err error) {
+	values := r.URL.Query()
+	host := values.Get("ns")
 	if host == "" {
 		host = s.cfg.DefaultRegistry
 	}
 	req = registry.Request{Kind: registry.Blob, Authorization: r.Header.Get("Authorization")}
 	if req.Digest, err = registry.ParseDigest(r.PathValue("digest")); err != nil {
-		return req, 0, err
+		return req, query, err
 	}
-	if req.Repo, err = registry.ParseRepository(host, query.Get("repo")); err != nil {
-		return req, 0, err
+	if req.Repo, err = registry.ParseRepository(host, values.Get("repo")); err != nil {
+		return req, query, err
 	}
-	if text := query.Get("wait"); text != "" {
-		if wait, err = time.ParseDuration(text); err != nil || wait < 0 {
-			return req, 0, &registry.Error{Status: http.StatusBadRequest, Code: registry.CodeUnsupported, Message: "wait is a duration such as 30s, not " + strconv.Quote(text[:min(len(text), 40)])}
+	if text := values.Get("wait"); text != "" {
+		if query.wait, err = time.ParseDuration(text); err != nil || query.wait < 0 {
+			return req, query, &registry.Error{Status: http.StatusBadRequest, Code: registry.CodeUnsupported, Message: "wait is a duration such as 30s, not " + strconv.Quote(text[:min(len(text), 40)])}
 		}
+		query.wait = min(query.wait, maxWait)
 	}
-	return req, min(wait, maxWait), nil
+	query.draft = values.Get("draft") == "1"
+	return req, query, nil
 }
 
 // settled waits until p is whole or has failed, for wait at the most.
@@ -94,10 +175,8 @@ func settled(ctx context.Context, p *layers.Partial, wait time.Duration) (whole 
 	}
 }
 
-func writeArrival(w http.ResponseWriter, f *fetch) error {
+func writeArrival(w http.ResponseWriter, p *layers.Partial) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
-	return json.NewEncoder(w).Encode(layers.Arrival{
-		Digest: f.partial.Digest(), Size: f.partial.Size(), Received: f.partial.Received(), Stream: f.stream(),
-	})
+	return json.NewEncoder(w).Encode(layers.Arrival{Digest: p.Digest(), Size: p.Size(), Received: p.Received()})
 }

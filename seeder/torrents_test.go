@@ -2,9 +2,12 @@ package seeder_test
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,14 +30,14 @@ func TestTorrents(t *testing.T) {
 	s := newSeeder(t, up)
 	held, hold := make(chan struct{}), make(chan struct{})
 	up.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Held: held, Hold: hold})
-	for i := range 3 {
+	for range 3 {
 		a := s.request(t, "GET", torrentPath("app", d), "")
 		var arrival layers.Arrival
 		if err := json.Unmarshal(a.body, &arrival); err != nil || a.status != http.StatusAccepted {
 			t.Fatalf("answer = %d %q, %v; want 202", a.status, clip(a.body), err)
 		}
-		if arrival.Digest != d || arrival.Size != big || arrival.Received > 1<<20 || arrival.Stream != (i == 0) {
-			t.Errorf("question %d: %+v", i, arrival)
+		if arrival.Digest != d || arrival.Size != big || arrival.Received > 1<<20 {
+			t.Errorf("arrival = %+v", arrival)
 		}
 		wait(t, "fetch under way", held)
 	}
@@ -151,19 +154,156 @@ func TestTrackerListsSeeder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	announce := func(ih layers.InfoHash) string {
-		query := url.Values{"info_hash": {string(ih[:])}, "peer_id": {"-XX0001-abcdefghijkl"}, "port": {"1"}, "left": {"1"}, "compact": {"0"}, "uploaded": {"0"}, "downloaded": {"0"}}
-		return string(s.request(t, "GET", "/announce?"+query.Encode(), "").body)
+	if got := s.announce(t, m.InfoHash()); !s.listsItself(got) {
+		t.Errorf("announce = %q, want the seeder at %s", got, s.swarm.Addr())
 	}
-	_, port, _ := strings.Cut(s.swarm.Addr().String(), ":")
-	if got := announce(m.InfoHash()); !strings.Contains(got, "9:127.0.0.1") || !strings.Contains(got, "4:porti"+port+"e") {
-		t.Errorf("announce = %q, want the seeder at 127.0.0.1:%s", got, port)
-	}
-	if got := announce(layers.InfoHash{1}); strings.Contains(got, "4:porti"+port+"e") {
+	if got := s.announce(t, layers.InfoHash{1}); s.listsItself(got) {
 		t.Errorf("announce of what is not seeded = %q", got)
 	}
 	s.Evicted(d)
-	if got := announce(m.InfoHash()); strings.Contains(got, "4:porti"+port+"e") {
+	if got := s.announce(t, m.InfoHash()); s.listsItself(got) {
 		t.Errorf("announce of what has been evicted = %q", got)
+	}
+}
+
+// announce tells the tracker of a peer that lacks some.
+func (s *testSeeder) announce(t testing.TB, ih layers.InfoHash) string {
+	t.Helper()
+	query := url.Values{"info_hash": {string(ih[:])}, "peer_id": {"-XX0001-abcdefghijkl"}, "port": {"1"}, "left": {"1"}, "compact": {"0"}, "uploaded": {"0"}, "downloaded": {"0"}}
+	return string(s.request(t, "GET", "/announce?"+query.Encode(), "").body)
+}
+
+// listsItself tells whether the answer to an announce names the seeder.
+func (s *testSeeder) listsItself(answer string) bool {
+	_, port, _ := strings.Cut(s.swarm.Addr().String(), ":")
+	return strings.Contains(answer, "9:127.0.0.1") && strings.Contains(answer, "4:porti"+port+"e")
+}
+
+// draftPath is how a mirror asks.
+func draftPath(repo string, d digest.Digest) string { return torrentPath(repo, d) + "&draft=1" }
+
+// openDraft asks as a mirror does, for a blob that is being fetched.
+func (s *testSeeder) openDraft(t testing.TB, repo string, d digest.Digest, authorization string) *http.Response {
+	t.Helper()
+	resp := s.open(t, "GET", draftPath(repo, d), authorization)
+	t.Cleanup(func() { resp.Body.Close() })
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Murder-Swarm") == "" {
+		t.Fatalf("answer = %d %v, want a torrent that grows", resp.StatusCode, resp.Header)
+	}
+	return resp
+}
+
+// A mirror is sent the torrent file while it comes into being. Who waits for the end
+// has the ordinary one.
+func TestDraft(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	b := random(big, 90)
+	d := up.Push(t, "app", false, b)
+	s := newSeeder(t, up)
+	const at = 1 << 20
+	hold := make(chan struct{})
+	up.Fail(&registrytest.Fault{Left: 1, At: at, Hold: hold})
+	var files [3]answer
+	var reading sync.WaitGroup
+	for i := range files {
+		resp := s.openDraft(t, "app", d, "")
+		if got := resp.Header.Get("Murder-Size"); got != strconv.Itoa(big) || resp.ContentLength >= 0 {
+			t.Errorf("size %s, length %d", got, resp.ContentLength)
+		}
+		head := make([]byte, 20*at/layers.PieceLength(big)) // as many bytes as hashes are known
+		if _, err := io.ReadFull(resp.Body, head); err != nil {
+			t.Fatalf("the file's beginning: %v", err)
+		}
+		reading.Go(func() {
+			rest, err := io.ReadAll(resp.Body)
+			files[i] = answer{resp.StatusCode, resp.Header, append(head, rest...), err}
+		})
+	}
+	close(hold)
+	reading.Wait()
+	for _, f := range files {
+		f.mustMetainfo(t, b)
+		if f.err != nil {
+			t.Errorf("the file's end: %v", f.err)
+		}
+	}
+	s.request(t, "GET", draftPath("app", d), "").mustMetainfo(t, b)
+	if n := len(up.Seen("GET", d.String())); n != 1 {
+		t.Errorf("the registry saw %d requests for the blob, want 1", n)
+	}
+}
+
+// A fetch that fails cuts the torrent off, and the next question begins another.
+func TestDraftOfWhatFails(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	b := random(big, 91)
+	d := up.Push(t, "app", false, b)
+	s := newSeeder(t, up)
+	hold := make(chan struct{})
+	up.Fail(&registrytest.Fault{Left: 1, At: big - 1, Flip: true, Hold: hold})
+	resp := s.openDraft(t, "app", d, "")
+	close(hold)
+	if file, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("a torrent of wrong bytes ended politely after %d bytes", len(file))
+	}
+	eventually(t, "another fetch", func() bool {
+		a := s.request(t, "GET", draftPath("app", d), "")
+		return a.err == nil && a.status == http.StatusOK
+	})
+	s.request(t, "GET", draftPath("app", d), "").mustMetainfo(t, b)
+}
+
+// The name of a draft's swarm is for those alone whom the registry admits: it does
+// not follow from the digest, and is told to nobody else.
+func TestDraftIsPrivate(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	b := random(big, 92)
+	d := up.Push(t, "secret", true, b)
+	up.Push(t, "public", false, random(10, 93))
+	up.Admit(registrytest.Basic("alice"))
+	up.Admit(registrytest.Basic("bob"))
+	s := newSeeder(t, up)
+	hold := make(chan struct{})
+	defer close(hold)
+	up.Fail(&registrytest.Fault{Left: 1, Path: d.String(), At: 1 << 20, Hold: hold})
+	name := s.openDraft(t, "secret", d, registrytest.Basic("alice")).Header.Get("Murder-Swarm")
+	for _, who := range []string{"", registrytest.Basic("mallory")} {
+		for path, status := range map[string]int{draftPath("secret", d): 401, draftPath("public", d): 404} {
+			if a := s.request(t, "GET", path, who); a.status != status || a.header.Get("Murder-Swarm") != "" || strings.Contains(string(a.body), name) {
+				t.Errorf("GET %s as %q = %d %v %q", path, who, a.status, a.header, clip(a.body))
+			}
+		}
+	}
+	if got := s.openDraft(t, "secret", d, registrytest.Basic("bob")).Header.Get("Murder-Swarm"); got != name {
+		t.Errorf("bob's swarm is %s, alice's %s", got, name)
+	}
+	if a := s.request(t, "GET", draftPath("public", d), registrytest.Basic("alice")); a.status != 404 {
+		t.Errorf("alice in another repository = %d", a.status)
+	}
+	// Another seeder, or the same after a restart, names it differently.
+	other := newSeeder(t, up)
+	if got := other.openDraft(t, "secret", d, registrytest.Basic("alice")).Header.Get("Murder-Swarm"); got == name {
+		t.Error("two seeders gave a draft one name")
+	}
+}
+
+// The tracker lists the seeder for a draft as soon as a mirror knows its name.
+func TestTrackerListsSeederOfDraft(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	d := up.Push(t, "app", false, random(big, 94))
+	s := newSeeder(t, up)
+	hold := make(chan struct{})
+	defer close(hold)
+	up.Fail(&registrytest.Fault{Left: 1, At: 0, Hold: hold})
+	name, err := hex.DecodeString(s.openDraft(t, "app", d, "").Header.Get("Murder-Swarm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.announce(t, layers.InfoHash(name)); !s.listsItself(got) {
+		t.Errorf("announce = %q, want the seeder", got)
 	}
 }
