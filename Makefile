@@ -36,7 +36,7 @@ demo: build ## the main job on this machine: a registry, a seeder, a fleet of mi
 test: test-programs lint containerd2 ## everything CI runs: lint, unit tests, real engines
 	race=$(RACE); echo "race detector: $${race:-off, as there is no C compiler}"
 	$(GO_TEST) -json $$(go list ./... | grep -v '/integration') | go run ./integration/report
-	$(GO_TEST) -json -count=1 -timeout 25m ./integration/... | go run ./integration/report
+	$(GO_TEST) -json -count=1 -timeout 25m -p 1 ./integration/... | go run ./integration/report # engines need the machine to themselves
 
 .PHONY: test-short
 test-short: ## what needs nothing installed, no root and little time; without the race detector
