@@ -35,6 +35,7 @@ type peer struct {
 
 	// x.mu guards the rest.
 	closed   bool
+	met      bool // it has said who it is
 	who      identity
 	addr     netip.AddrPort // where it takes connections, as far as is known
 	has      bitset
