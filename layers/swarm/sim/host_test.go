@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"math"
+
 	"github.com/murderp2p/murder/layers/swarm/choice"
 )
 
@@ -17,9 +19,9 @@ func (w *world) join(n *node) {
 	w.put(w.rand.Int64N(int64(tickEvery)), evTick, n, nil, 0)
 }
 
-// lookAround asks the tracker for peers, now and as long as there are too few.
+// lookAround asks the tracker for peers, and once more after a while.
 func (w *world) lookAround(n *node) {
-	if n.dead || n.done != 0 {
+	if n.dead || n.done != 0 || n.askAt > w.now {
 		return
 	}
 	peers, source := w.track.announce(n)
@@ -31,7 +33,16 @@ func (w *world) lookAround(n *node) {
 			w.connect(n, p)
 		}
 	}
-	w.put(int64(askAgain), evTracker, n, nil, 0)
+	n.asked, n.askAt = w.now, math.MaxInt64
+	w.askBy(n, w.now+int64(askAgain))
+}
+
+// askBy has n ask the tracker at that time, if not before.
+func (w *world) askBy(n *node, at int64) {
+	if at < n.askAt {
+		n.askAt = at
+		w.put(at-w.now, evTracker, n, nil, 0)
+	}
 }
 
 // tick looks for what is late.

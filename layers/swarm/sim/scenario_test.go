@@ -19,7 +19,8 @@ type config struct {
 	pieceLen   int64
 	latency    time.Duration
 	spread     time.Duration // all hosts of a wave join within
-	neighbours int
+	neighbours int           // that a host looks for
+	kept       int           // at most, if more come
 	waves      int
 	waveEvery  time.Duration
 	kill       int           // hosts
@@ -37,7 +38,7 @@ type config struct {
 func equal(hosts int, size, pieceLen int64, mbits float64) config {
 	c := config{
 		seed: 1, hosts: hosts, sources: 1, sourceRate: 1, rate: mbits * 1e6 / 8, size: size, pieceLen: pieceLen,
-		latency: 500 * time.Microsecond, spread: 50 * time.Millisecond, neighbours: wanted,
+		latency: 500 * time.Microsecond, spread: 50 * time.Millisecond, neighbours: wanted, kept: kept,
 	}
 	c.giveUp = 20*c.limit() + time.Minute
 	return c

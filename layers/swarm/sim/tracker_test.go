@@ -8,8 +8,13 @@ import (
 	"github.com/murderp2p/murder/seeder/tracker/handout"
 )
 
-// wanted is how many neighbours a host looks for.
-const wanted = 20
+// wanted is how many neighbours a host looks for, as in package swarm. When more
+// than it keeps connect to it, it parts from a random one.
+const (
+	wanted  = 10
+	kept    = 12
+	keptFar = 6
+)
 
 // tracker is the real handout, asked as a host asks it.
 type tracker struct {

@@ -32,8 +32,10 @@ const (
 	turnsAtOnce = 3
 	// tickEvery is how often a host looks for what is late.
 	tickEvery = 500 * time.Millisecond
-	// askAgain is how often a host that lacks neighbours asks the tracker.
+	// askAgain is how often a host asks the tracker, and askPause how long it waits
+	// at least when it has lost a neighbour and has too few.
 	askAgain = 5 * time.Second
+	askPause = 2 * time.Second
 )
 
 // kind is what an event is. side and piece, or node, say to whom it happens.
@@ -205,6 +207,8 @@ type node struct {
 	front   int // what its reader waits for
 	frontAt int64
 	joined  int64
+	asked   int64 // when it last asked the tracker
+	askAt   int64 // when it is to ask again
 	first   int64 // when it had piece 0
 	stall   int64 // the longest time its reader had to wait
 	done    int64
@@ -245,8 +249,34 @@ func (w *world) connect(a, b *node) {
 	a.sides, b.sides = append(a.sides, sa), append(b.sides, sb)
 	w.meet(sa)
 	w.meet(sb)
+	w.makeRoom(sa)
+	w.makeRoom(sb)
 	w.ask(sa)
 	w.ask(sb)
+}
+
+// makeRoom parts a host that still fetches from another one than s, if it has
+// too many of its kind.
+func (w *world) makeRoom(s *side) {
+	n := s.at
+	if n.seed != nil || n.done != 0 || s.other.at.seed != nil {
+		return
+	}
+	var same []*side
+	for _, o := range n.sides {
+		if o != s && o.other.at.seed == nil && (o.other.at.zone == n.zone) == (s.other.at.zone == n.zone) {
+			same = append(same, o)
+		}
+	}
+	most := w.conf.kept
+	if s.other.at.zone != n.zone {
+		most = keptFar
+	}
+	if len(same) >= most {
+		parted := same[w.rand.IntN(len(same))]
+		w.gone(parted)
+		w.gone(parted.other)
+	}
 }
 
 // meet tells a node of the other end of a connection and of what it has.
@@ -290,6 +320,9 @@ func (w *world) kill(n *node) {
 // gone: the other end of s is not there any more.
 func (w *world) gone(s *side) {
 	n := s.at
+	if s.closed || n.dead {
+		return
+	}
 	s.closed = true
 	n.sides = without(n.sides, s)
 	n.line = without(n.line, s)
@@ -302,6 +335,9 @@ func (w *world) gone(s *side) {
 	}
 	n.leech.Remove(s.peer)
 	w.askAll(n)
+	if n.done == 0 && len(n.sides) < w.conf.neighbours {
+		w.askBy(n, max(w.now, n.asked+int64(askPause)))
+	}
 }
 
 func without[T comparable](list []T, v T) []T {
