@@ -190,11 +190,12 @@ func (w *watch) restart() {
 // only asks /livez, and less often once that has answered: a thousand hosts may
 // wait for what a slow registry sends.
 func (w *watch) tick(turn int) {
-	if !w.count(turn) {
+	reached, probes := w.count(turn)
+	if !reached {
 		return
 	}
 	err := errHangs
-	if w.probes {
+	if probes {
 		err = w.patience.probe(w.ctx)
 	}
 	w.mu.Lock()
@@ -212,20 +213,20 @@ func (w *watch) tick(turn int) {
 }
 
 // count counts a tick, and sets the next unless the limit is reached.
-func (w *watch) count(turn int) (reached bool) {
+func (w *watch) count(turn int) (reached, probes bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.turn != turn {
-		return false
+		return false, false
 	}
 	now, heard := time.Now(), w.patience.heard.Load()
 	w.silence.tick(now.Sub(w.ticked), w.patience.every, heard != w.heard)
 	w.ticked, w.heard = now, heard
 	if !w.silence.reached(w.limit) {
 		w.timer.Reset(w.patience.every)
-		return false
+		return false, false
 	}
-	return true
+	return true, w.probes
 }
 
 // blame returns errHangs if that is why the request ended with err.
