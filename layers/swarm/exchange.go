@@ -22,11 +22,11 @@ const (
 	// enoughPeers is how many a host that fetches looks for. If others connect to it
 	// besides, it parts from one of more than mostPeers, or mostFarPeers of other
 	// zones. Every piece is told to each, and waits for its turn with each who asks
-	// for it: in the simulator 2,000 hosts that keep 10 to 12 neighbours lose half as
+	// for it: in the simulator 2,000 hosts that keep 11 or 12 neighbours lose half as
 	// much over the limit as with 10 to 30. That all keep about as many, and that it
 	// is chance who is parted with, makes a random graph of those that the tracker
 	// tells of one another in the order in which they come.
-	enoughPeers  = 10
+	enoughPeers  = 11
 	mostPeers    = 12
 	mostFarPeers = 6
 	// tickEvery is how often an exchange with peers looks for what is late.
@@ -108,7 +108,7 @@ func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, t
 		suspects:   make(map[int]bool),
 		hosts:      make(map[*choice.Host]*peer),
 	}
-	x.takers = takers{length: min(max(t.PieceLength(), minTurn), maxTurn), clock: x.now}
+	x.takers = takers{most: turnsOf(c.cfg), length: min(max(t.PieceLength(), minTurn), maxTurn), clock: x.now}
 	x.leaving, x.leave = context.WithCancel(context.Background())
 	return x
 }
