@@ -77,26 +77,29 @@ func (l *Leech) survey(now time.Duration) {
 	}
 }
 
-// meter keeps the rate at which something comes in, in bytes per second.
+// meter keeps the rate at which something comes in, in bytes per second of the
+// time in which something was to come.
 type meter struct {
-	rate float64
-	got  int64
-	mark time.Duration
+	rate  float64
+	got   int64 // since rate was last brought up to date
+	spent time.Duration
+	mark  time.Duration // when spent was
 }
 
 // resume begins anew after a time in which nothing was to come.
-func (m *meter) resume(now time.Duration) { m.got, m.mark = 0, now }
+func (m *meter) resume(now time.Duration) { m.mark = now }
 
 func (m *meter) count(n int64, now time.Duration) {
 	m.got += n
-	d := now - m.mark
-	if d < 100*time.Millisecond {
+	m.spent += now - m.mark
+	m.mark = now
+	if m.spent < 100*time.Millisecond {
 		return
 	}
-	r := float64(m.got) / d.Seconds()
+	r := float64(m.got) / m.spent.Seconds()
 	if m.rate == 0 {
 		m.rate = r
 	}
 	m.rate += (r - m.rate) / 4
-	m.resume(now)
+	m.got, m.spent = 0, 0
 }

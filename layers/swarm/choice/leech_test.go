@@ -1,0 +1,467 @@
+package choice_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/murderp2p/murder/layers/swarm/choice"
+)
+
+const (
+	pieceLen = 64 << 10
+	chunk    = 16 << 10
+)
+
+func newRand() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
+
+func none(int) bool { return false }
+
+func newLeech(pieces int) *choice.Leech {
+	return choice.NewLeech(int64(pieces)*pieceLen, pieceLen, none, newRand())
+}
+
+// has makes a peer that has these pieces.
+func has(l *choice.Leech, kind choice.PeerKind, now time.Duration, pieces ...int) *choice.Peer {
+	p := l.Add(kind, now)
+	for _, i := range pieces {
+		l.Have(p, i)
+	}
+	return p
+}
+
+// all asks p until there is nothing more to ask.
+func all(l *choice.Leech, p *choice.Peer, now time.Duration) []int {
+	var asked []int
+	for {
+		i, ok := l.Next(p, now)
+		if !ok {
+			return asked
+		}
+		asked = append(asked, i)
+	}
+}
+
+// next asks p for one piece, or returns -1.
+func next(l *choice.Leech, p *choice.Peer, now time.Duration) int {
+	if i, ok := l.Next(p, now); ok {
+		return i
+	}
+	return -1
+}
+
+// deliver has p send all of piece i.
+func deliver(l *choice.Leech, p *choice.Peer, i int, now time.Duration) []*choice.Peer {
+	l.Progress(p, i, pieceLen, now)
+	return l.Done(i)
+}
+
+func upTo(n int) []int {
+	var s []int
+	for i := range n {
+		s = append(s, i)
+	}
+	return s
+}
+
+func TestRarestFirst(t *testing.T) {
+	l := newLeech(100)
+	has(l, choice.Near, 0, upTo(100)...)
+	has(l, choice.Near, 0, slices.Delete(upTo(100), 70, 71)...)
+	p := has(l, choice.Near, 0, 20, 70, 90)
+	if got := next(l, p, 0); got != 70 {
+		t.Errorf("asked for piece %d, want 70, which fewer have than others", got)
+	}
+}
+
+func TestOriginIsNotRarity(t *testing.T) {
+	l := newLeech(100)
+	has(l, choice.Near, 0, 5, 6)
+	has(l, choice.Near, 0, 6)
+	for range 9 {
+		has(l, choice.Origin, 0, 5)
+	}
+	if got := next(l, has(l, choice.Near, 0, 5, 6), 0); got != 5 {
+		t.Errorf("asked for piece %d, want 5: that origins have it does not make it common", got)
+	}
+}
+
+func TestTiesAreRandom(t *testing.T) {
+	first := make(map[int]int)
+	r := newRand()
+	for range 200 {
+		l := choice.NewLeech(50*pieceLen, pieceLen, none, r)
+		first[next(l, has(l, choice.Near, 0, upTo(50)...), 0)]++
+	}
+	if len(first) < 40 {
+		t.Errorf("200 hosts began with %d different pieces of 50: %v", len(first), first)
+	}
+}
+
+func TestReaderComesFirst(t *testing.T) {
+	l := newLeech(1000)
+	l.Wanted([]int{300, 600})
+	p := has(l, choice.Near, 0, 2, 301, 303, 600, 900)
+	var got []int
+	for range 5 {
+		i := next(l, p, 0)
+		got = append(got, i)
+		deliver(l, p, i, 0)
+	}
+	if want := []int{301, 303, 600}; !slices.Equal(got[:3], want) {
+		t.Errorf("asked for %v, want %v first", got, want)
+	}
+}
+
+func TestPieceIsAskedOnce(t *testing.T) {
+	l := newLeech(64)
+	var asked []int
+	for range 8 {
+		asked = append(asked, all(l, has(l, choice.Near, 0, upTo(64)...), 0)...)
+	}
+	slices.Sort(asked)
+	if got := len(slices.Compact(slices.Clone(asked))); got != len(asked) || got == 0 {
+		t.Errorf("asked for %v", asked)
+	}
+}
+
+func TestAskedLittle(t *testing.T) {
+	l := newLeech(1000)
+	n := 0
+	for range 30 {
+		n += len(all(l, has(l, choice.Near, 0, upTo(1000)...), 0))
+	}
+	if n < 8 || n > 12 {
+		t.Errorf("asked 30 peers for %d pieces in all, want about 10", n)
+	}
+}
+
+// A long piece is not followed by another while a slow peer has most of it to send.
+func TestLongPiecesOfSlowPeer(t *testing.T) {
+	const long = 16 << 20
+	l := choice.NewLeech(100*long, long, none, newRand())
+	p := has(l, choice.Near, 0, upTo(100)...)
+	if got := all(l, p, 0); len(got) != 1 {
+		t.Fatalf("asked a peer of unknown rate for %d pieces of 16 MiB, want 1", len(got))
+	}
+}
+
+func TestPipeline(t *testing.T) {
+	for _, c := range []struct {
+		rate        float64
+		pieceLen    int64
+		least, most int64
+	}{
+		{0, 64 << 10, 64 << 10, 256 << 10},
+		{25e6 / 8, 64 << 10, 3 * 64 << 10, 8 * 64 << 10}, // one peer fills a link of 25 Mbit/s
+		{25e6 / 8 / 16, 64 << 10, 16 << 10, 64 << 10},    // one of sixteen
+		{1e4, 16 << 20, 1, 4 << 20},
+		{500e6, 512 << 10, 10 << 20, 64 << 20},
+		{1e12, 512 << 10, 10 << 20, 64 << 20},
+	} {
+		if got := choice.Pipeline(c.rate, c.pieceLen); got < c.least || got > c.most {
+			t.Errorf("Pipeline(%g, %d) = %d, want %d to %d", c.rate, c.pieceLen, got, c.least, c.most)
+		}
+	}
+}
+
+// One near peer on a fast link is kept busy: at 500 MB/s a millisecond is 500 KB.
+func TestFastPeerIsKeptBusy(t *testing.T) {
+	l := newLeech(1 << 16)
+	p := l.Add(choice.Near, 0)
+	l.HaveAll(p)
+	var queue []int
+	now := time.Duration(0)
+	for range 5000 { // 64 KiB in 0.13 ms
+		queue = append(queue, all(l, p, now)...)
+		now += 131 * time.Microsecond
+		deliver(l, p, queue[0], now)
+		queue = queue[1:]
+	}
+	if ahead := len(queue) * pieceLen; ahead < 1<<20 {
+		t.Errorf("after 0.6 s only %d bytes are asked ahead", ahead)
+	}
+}
+
+func TestLatePieceIsAskedAgain(t *testing.T) {
+	l := newLeech(100)
+	dead := has(l, choice.Near, 0, 0)
+	next(l, dead, 0)
+	other := has(l, choice.Near, 0, 0)
+	if got := next(l, other, 2*time.Second); got != -1 {
+		t.Errorf("a piece asked for 2 s ago was asked of another peer")
+	}
+	l.Progress(dead, 0, chunk, 2*time.Second)
+	if got := next(l, other, 3200*time.Millisecond); got != -1 {
+		t.Errorf("a piece was asked of another peer though its own spoke 1.2 s ago")
+	}
+	if got := next(l, other, 3600*time.Millisecond); got != 0 {
+		t.Fatalf("Next = %d, want piece 0, of which nothing came for 1.6 s", got)
+	}
+	third := has(l, choice.Near, 0, 0)
+	if got := next(l, third, 20*time.Second); got != -1 {
+		t.Errorf("a piece asked of two peers was asked of a third")
+	}
+	if also := deliver(l, other, 0, 4*time.Second); !slices.Equal(also, []*choice.Peer{dead}) {
+		t.Errorf("Done told to cancel at %d peers, want the late one", len(also))
+	}
+}
+
+// A peer that sends a little all the time does not hold the blob up.
+func TestTricklingPeerIsTakenOver(t *testing.T) {
+	l := newLeech(100)
+	slow := has(l, choice.Near, 0, 0)
+	next(l, slow, 0)
+	fast := has(l, choice.Near, 0, upTo(100)...)
+	for now := time.Duration(0); now < 10*time.Second; now += 100 * time.Millisecond {
+		l.Progress(slow, 0, 100, now)
+		if i := next(l, fast, now); i >= 0 {
+			deliver(l, fast, i, now+50*time.Millisecond)
+		}
+	}
+	if l.Missing() != 0 {
+		t.Errorf("%d pieces missing after 10 s, with a fast peer that has them all", l.Missing())
+	}
+}
+
+// What a reader stands at is asked again sooner, and though its peers are busy.
+func TestReaderIsNotHeldUp(t *testing.T) {
+	l := newLeech(1000)
+	l.Wanted([]int{0})
+	dead := has(l, choice.Near, 0, 0)
+	next(l, dead, 0)
+	busy := has(l, choice.Near, 0, upTo(1000)...)
+	for now := time.Duration(0); now < 2*time.Second; now += 50 * time.Millisecond {
+		for _, i := range all(l, busy, now) {
+			if i == 0 {
+				return
+			}
+			deliver(l, busy, i, now)
+		}
+	}
+	t.Error("after 2 s the piece at which the reader stands was asked of nobody else")
+}
+
+func TestStuckPeersDoNotCount(t *testing.T) {
+	l := newLeech(1000)
+	for range 20 {
+		all(l, has(l, choice.Near, 0, upTo(1000)...), 0)
+	}
+	p := has(l, choice.Near, 0, upTo(1000)...)
+	if got := next(l, p, 0); got >= 0 {
+		t.Fatalf("asked for more than is to be asked in all")
+	}
+	if got := next(l, p, 2*time.Second); got < 0 {
+		t.Errorf("nothing is asked of a living peer as the others, which are silent, owe so much")
+	}
+}
+
+func TestFreedPiecesAreAskedElsewhere(t *testing.T) {
+	l := newLeech(4)
+	a := has(l, choice.Near, 0, 0, 1, 2, 3)
+	b := has(l, choice.Near, 0, 0, 1, 2, 3)
+	got := all(l, a, 0)
+	if len(got) == 0 || len(all(l, b, 0)) != 4-len(got) {
+		t.Fatalf("a was asked for %v", got)
+	}
+	l.Drop(a, got[0])
+	l.Lost(a, got[1])
+	if freed := l.Remove(a); len(freed) != len(got)-2 {
+		t.Errorf("Remove freed %v of %v, of which two had been taken back", freed, got)
+	}
+	for range got {
+		i := next(l, b, 0)
+		if !slices.Contains(got, i) {
+			t.Fatalf("then b was asked for %d, want one of %v", i, got)
+		}
+		deliver(l, b, i, 0)
+	}
+}
+
+func TestFailedPieceIsFetchedAgain(t *testing.T) {
+	l := newLeech(1)
+	p := has(l, choice.Near, 0, 0)
+	next(l, p, 0)
+	l.Progress(p, 0, pieceLen, 0)
+	l.Failed(0)
+	if got := next(l, p, 0); got != 0 || l.Missing() != 1 {
+		t.Errorf("Next after a wrong hash = %d with %d missing, want piece 0 again", got, l.Missing())
+	}
+}
+
+func TestOnlyKnownPiecesAreAsked(t *testing.T) {
+	l := newLeech(10)
+	l.Known(3)
+	p := l.Add(choice.Origin, 0)
+	l.HaveAll(p)
+	got := all(l, p, 0)
+	slices.Sort(got)
+	if !slices.Equal(got, []int{0, 1, 2}) {
+		t.Errorf("asked for %v, of which only 0 to 2 have known hashes", got)
+	}
+}
+
+func TestResume(t *testing.T) {
+	l := choice.NewLeech(10*pieceLen-1, pieceLen, func(i int) bool { return i != 9 }, newRand())
+	if l.Missing() != 1 {
+		t.Fatalf("Missing = %d, want 1", l.Missing())
+	}
+	p := has(l, choice.Near, 0, upTo(9)...)
+	if l.Interesting(p) {
+		t.Error("a peer that has what is here is interesting")
+	}
+	l.Have(p, 9)
+	if !l.Interesting(p) || next(l, p, 0) != 9 {
+		t.Error("a peer that has what is missing is not asked for it")
+	}
+}
+
+func TestFarPeers(t *testing.T) {
+	t.Run("what near hosts have", func(t *testing.T) {
+		l := newLeech(10)
+		has(l, choice.Near, 0, 4)
+		far := has(l, choice.Far, 0, 4)
+		for now := time.Duration(0); now < time.Minute; now += time.Second {
+			if got := next(l, far, now); got >= 0 {
+				t.Fatalf("a far peer is asked for piece %d, which a near one has", got)
+			}
+		}
+	})
+	t.Run("alone in its zone", func(t *testing.T) {
+		l := newLeech(10)
+		if got := next(l, has(l, choice.Far, 0, 4), 0); got != 4 {
+			t.Errorf("Next = %d, want 4 at once: there is nobody else to get it of", got)
+		}
+	})
+	t.Run("one at a time, and all in the end", func(t *testing.T) {
+		l := newLeech(10)
+		has(l, choice.Near, 0)
+		far := has(l, choice.Far, 0, upTo(10)...)
+		for now := time.Duration(0); now < 10*time.Second; now += 100 * time.Millisecond {
+			got := all(l, far, now)
+			if len(got) > 1 {
+				t.Fatalf("a far peer is asked for %v at once", got)
+			}
+			for _, i := range got {
+				deliver(l, far, i, now+50*time.Millisecond)
+			}
+		}
+		if l.Missing() > 0 {
+			t.Errorf("%d of 10 pieces that only a far peer has are missing after 10 s", l.Missing())
+		}
+	})
+	// Eight hosts of a zone see pieces appear in another, a few a second. Each
+	// piece that one of them has fetched the others have heard of 0.1 s later.
+	t.Run("each piece crosses about once", func(t *testing.T) {
+		const hosts, pieces = 8, 200
+		r := newRand()
+		var ls [hosts]*choice.Leech
+		var fars [hosts]*choice.Peer
+		var nears [hosts]*choice.Peer
+		for h := range ls {
+			ls[h] = choice.NewLeech(pieces*pieceLen, pieceLen, none, r)
+			fars[h] = ls[h].Add(choice.Far, 0)
+			for range hosts - 1 {
+				nears[h] = ls[h].Add(choice.Near, 0)
+			}
+		}
+		crossed := make([]int, pieces)
+		coming := make(map[int]time.Duration) // piece: when all others hear of it
+		now := time.Duration(0)
+		for step := 0; step < 100*pieces && len(coming) < pieces; step++ {
+			now += 20 * time.Millisecond
+			if i := step / 5; step%5 == 0 && i < pieces {
+				for h, l := range ls {
+					l.Have(fars[h], i)
+				}
+			}
+			for h, l := range ls {
+				for i, at := range coming {
+					if at <= now {
+						l.Have(nears[h], i)
+					}
+				}
+				for _, i := range all(l, fars[h], now) {
+					crossed[i]++
+					deliver(l, fars[h], i, now)
+					if _, ok := coming[i]; !ok {
+						coming[i] = now + 100*time.Millisecond
+					}
+				}
+			}
+		}
+		total := 0
+		for _, n := range crossed {
+			total += n
+		}
+		if len(coming) < pieces || total > pieces*13/10 {
+			t.Errorf("%d of %d pieces crossed, %d times in all, want 1.3 times each at most", len(coming), pieces, total)
+		}
+	})
+}
+
+// Whatever peers do, what is asked of whom stays consistent, and the blob whole.
+func TestLeechAtRandom(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		const pieces = 40
+		l := choice.NewLeech(pieces*pieceLen, pieceLen, none, r)
+		type peer struct {
+			*choice.Peer
+			asked []int
+		}
+		var peers []*peer
+		var have [pieces]bool
+		now := time.Duration(0)
+		for step := 0; l.Missing() > 0; step++ {
+			if step > 100_000 {
+				t.Fatalf("seed %d: %d pieces missing after %v", seed, l.Missing(), now)
+			}
+			now += time.Duration(r.IntN(100)) * time.Millisecond
+			if len(peers) == 0 || r.IntN(50) == 0 {
+				peers = append(peers, &peer{Peer: l.Add(choice.PeerKind(r.IntN(3)), now)})
+			}
+			k := r.IntN(len(peers))
+			p := peers[k]
+			switch r.IntN(9) {
+			case 0, 1, 2:
+				l.Have(p.Peer, r.IntN(pieces))
+			case 3:
+				l.Wanted([]int{r.IntN(pieces)})
+			case 4:
+				if r.IntN(20) == 0 {
+					l.Remove(p.Peer)
+					peers = slices.Delete(peers, k, k+1)
+					continue
+				}
+			case 5:
+				if len(p.asked) > 0 && r.IntN(4) == 0 {
+					l.Lost(p.Peer, p.asked[0])
+					p.asked = p.asked[1:]
+				}
+			default:
+				if len(p.asked) == 0 {
+					break
+				}
+				i := p.asked[0]
+				l.Progress(p.Peer, i, pieceLen, now)
+				if r.IntN(10) == 0 {
+					l.Failed(i)
+				} else {
+					l.Done(i)
+					have[i] = true
+				}
+				for _, o := range peers {
+					o.asked = slices.DeleteFunc(o.asked, func(j int) bool { return i == j })
+				}
+			}
+			for _, i := range all(l, p.Peer, now) {
+				if have[i] || slices.Contains(p.asked, i) {
+					t.Fatalf("seed %d: asked for piece %d, which is here or asked of the same peer", seed, i)
+				}
+				p.asked = append(p.asked, i)
+			}
+		}
+	}
+}
