@@ -52,6 +52,7 @@ func (p *Partial) goesBy(t *Torrent) (bool, error) {
 
 // usePieces makes the change to pieces. p.appending is held and the caller has entered.
 func (p *Partial) usePieces(t *Torrent) error {
+	grows := t.Metainfo() == nil // what is saved of it is not all, then
 	if err := p.save(t); err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (p *Partial) usePieces(t *Torrent) error {
 	n, turn := p.received-before, p.turn
 	p.moved.fire()
 	p.progress.fire()
-	p.work.Go(func() { p.goBy(t, turn) })
+	p.work.Go(func() { p.goBy(t, turn, grows) })
 	p.mu.Unlock()
 	p.store.grow(n)
 	return nil
@@ -148,9 +149,9 @@ func (p *Partial) wrong(from, to int64) {
 }
 
 // goBy finds out which pieces on disk are right, as their hashes become known, and saves
-// the metainfo when it is complete, for as long as p goes by t. It runs on work.
-func (p *Partial) goBy(t *Torrent, turn int) {
-	grows := t.Metainfo() == nil
+// the metainfo when it is complete, for as long as p goes by t. grows says that it was not
+// when p began to. It runs on work.
+func (p *Partial) goBy(t *Torrent, turn int, grows bool) {
 	for known := 0; ; {
 		changed := t.Changed()
 		for ; known < t.Known(); known++ {

@@ -87,7 +87,7 @@ func newPartial(s *Store, a *arrival) *Partial {
 // waits for them.
 func (p *Partial) start() {
 	if t := p.torrent; t != nil {
-		p.work.Go(func() { p.goBy(t, 0) })
+		p.work.Go(func() { p.goBy(t, 0, false) })
 	}
 	go p.run()
 }

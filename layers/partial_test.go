@@ -599,12 +599,21 @@ func TestDiskFailsAtTheEnd(t *testing.T) {
 	if err := os.Remove(torrents); err != nil {
 		t.Fatal(err)
 	}
-	reader := read(t.Context(), p, 0, p.Size())
-	if err := p.Append(b); err != nil {
+	reader := p.NewReader(t.Context(), 0, p.Size())
+	defer reader.Close()
+	if err := p.Append(b[:1000]); err != nil {
 		t.Fatal(err)
 	}
-	if r := end(t, reader); r.err != nil || !bytes.Equal(r.got, b) {
-		t.Errorf("verified bytes were withheld: %d bytes, %v", len(r.got), r.err)
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(reader, got); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Append(b[1000:]); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(reader)
+	if got = append(got, rest...); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("verified bytes were withheld: %d bytes, %v", len(got), err)
 	}
 	await(t, p.Done())
 	wantErr(t, p.Err(), os.ErrNotExist)
