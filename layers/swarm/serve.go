@@ -10,9 +10,12 @@ import (
 )
 
 const (
-	// turnsAtOnce is how many takers are sent to at a time. Each gets a piece or so,
-	// so that pieces are whole early, one after the other, and not all late together.
-	turnsAtOnce = 3
+	// mirrorTurns is how many takers a mirror sends to at a time. Each gets a piece or
+	// so, so that pieces are whole early, one after the other, and not all late together.
+	mirrorTurns = 3
+	// originTurns are as many as keep an origin's link busy, on which all wait: a
+	// connection begins each turn slowly, as TCP does after a pause.
+	originTurns = 6
 	// minTurn is the least that a taker gets in its turn, in bytes.
 	minTurn = 64 << 10
 	// maxTurn bounds it where pieces are long.
@@ -190,10 +193,19 @@ const (
 type takers struct {
 	length int64 // bytes of a turn
 	clock  func() time.Duration
+	most   int // turns at once
 	busy   int // turns that count
 	line   []*peer
 	active []*peer       // whose turn it is
 	usual  time.Duration // how long turns have taken of late
+}
+
+// turnsOf says how many turns there are at once.
+func turnsOf(cfg Config) int {
+	if cfg.Seeder {
+		return originTurns
+	}
+	return mirrorTurns
 }
 
 // lineUp puts p into the line, if it has asked for something.
@@ -217,7 +229,7 @@ func (p *peer) place(now time.Duration) choice.Turn {
 }
 
 func (t *takers) grant() {
-	for len(t.line) > 0 && t.busy < turnsAtOnce {
+	for len(t.line) > 0 && t.busy < t.most {
 		p := t.line[0]
 		for _, o := range t.line {
 			if o.turn.place.Before(p.turn.place) {

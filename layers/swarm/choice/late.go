@@ -9,7 +9,13 @@ const (
 	lateSilence = 1500 * time.Millisecond
 	lateAsk     = 3 * time.Second
 
-	// For the one piece that a reader stands at there is less patience.
+	// When endPieces or fewer are missing, and all are asked for, there is nothing
+	// else to do, and what is fetched twice are these few.
+	endPieces  = 16
+	endSilence = 300 * time.Millisecond
+	endAsk     = 500 * time.Millisecond
+
+	// For the one piece that a reader stands at there is less patience, too.
 	urgentSilence = 500 * time.Millisecond
 	urgentAsk     = time.Second
 
@@ -22,19 +28,23 @@ const (
 // late picks a piece for p, which has nothing to do, that another peer was
 // asked for and is late with: the one asked for first.
 func (l *Leech) late(p *Peer, now time.Duration) (int, bool) {
-	if now < l.lateAt || p.kind == Far && l.near > 0 {
+	if now < l.lateAt && l.missing > endPieces || p.kind == Far && l.near > 0 {
 		return 0, false
+	}
+	after, silence := lateAsk, lateSilence
+	if l.missing <= endPieces {
+		after, silence = endAsk, endSilence
 	}
 	best, oldest, first := -1, now, now
 	for _, o := range l.peers {
 		for k, a := range o.asked {
 			first = min(first, a.at)
-			if a.at < oldest && now-a.at >= lateAsk && l.isLate(o, k, p, now, lateSilence) {
+			if a.at < oldest && now-a.at >= after && l.isLate(o, k, p, now, silence) {
 				best, oldest = a.piece, a.at
 			}
 		}
 	}
-	l.lateAt = first + lateAsk
+	l.lateAt = first + after
 	return best, best >= 0
 }
 
