@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	// waiting is how many pieces that hosts have asked for should wait for our
-	// link, which then is never idle, beside what leaves within waitingTime.
-	waiting     = 6
+	// waiting is how many pieces that hosts have asked for should be at our link,
+	// being sent or in line, which then is never idle, beside what leaves within
+	// waitingTime.
+	waiting     = 8
 	waitingTime = 20 * time.Millisecond
 	// longest bounds how far ahead of its turn a piece is revealed.
 	longest = 500 * time.Millisecond
@@ -35,6 +36,9 @@ const (
 	quietAtFirst = 10 * time.Second
 	// A host that has not asked for what it was shown in so long does not want it.
 	sittingAfter = 5 * time.Second
+
+	// A host that has got a piece elsewhere in that time can get more there.
+	fedFor = 3 * time.Second
 
 	// Each of several sources may be so many pieces ahead of the lowest that is
 	// left to send, times the sources. When mostStolen of its pieces have been
@@ -73,7 +77,7 @@ type Seed struct {
 	zones  []*zone
 	fresh  bitset        // nobody has it, and nobody was told
 	next   int           // none below is fresh
-	lone   map[int]*Host // first copies that only the host we sent them to has
+	lone   map[int]first // copies that only the host we sent them to has
 	moves  []Move
 	looked time.Duration // when Moves was last called
 
@@ -100,9 +104,10 @@ type Host struct {
 	firsts   int // revealed to it before anybody else
 	unspread int
 	heard    time.Duration // when it last said something
+	fed      time.Duration // when it last announced what it did not get of us
 	quiet    bool          // it does not ask for what it is shown
 	silent   bool          // it says nothing at all, and what it has does not count
-	spent    bool          // there is nothing here that it has not or was not told of
+	spent    bool          // there is nothing to tell it now
 	gone     bool
 }
 
@@ -112,6 +117,12 @@ type reveal struct {
 	at    time.Duration
 	first bool // nobody else had it
 	asked bool
+}
+
+// first is the first copy of a piece, sent and not announced by anybody else.
+type first struct {
+	host *Host
+	at   time.Duration
 }
 
 // Move is something to tell a host: that we have Piece (a HAVE), or, with
@@ -127,7 +138,7 @@ type Move struct {
 func NewSeed(pieces int, r *rand.Rand) *Seed {
 	s := &Seed{
 		rand: r, pieces: pieces, here: pieces, shared: 1,
-		fresh: newBitset(pieces), lone: make(map[int]*Host),
+		fresh: newBitset(pieces), lone: make(map[int]first),
 	}
 	s.fresh.fill(pieces)
 	return s
@@ -136,13 +147,7 @@ func NewSeed(pieces int, r *rand.Rand) *Seed {
 // Here says that only pieces [0, n) are here yet. A source that still fetches
 // the blob says 0 to begin with.
 func (s *Seed) Here(n int) {
-	if n = min(n, s.pieces); n == s.here {
-		return
-	}
-	s.here = n
-	for _, h := range s.hosts {
-		h.spent = false
-	}
+	s.here = min(n, s.pieces)
 }
 
 // Shared says how many complete sources the swarm has, this one included.
@@ -154,7 +159,7 @@ func (s *Seed) Shared(n int) {
 
 // Add begins a connection to a host of that zone.
 func (s *Seed) Add(name string, now time.Duration) *Host {
-	h := &Host{zone: s.zone(name), has: newBitset(s.pieces), told: newBitset(s.pieces), heard: now}
+	h := &Host{zone: s.zone(name), has: newBitset(s.pieces), told: newBitset(s.pieces), heard: now, fed: now - fedFor}
 	s.hosts = append(s.hosts, h)
 	return h
 }
@@ -189,11 +194,14 @@ func (s *Seed) Have(h *Host, i int, now time.Duration) {
 		return
 	}
 	s.hear(h, now)
+	if !h.told.has(i) {
+		h.fed = now
+	}
 	s.arose(h, i)
 	h.has.add(i)
 	h.zone.copies[i]++
-	if o := s.lone[i]; o != nil && o != h {
-		o.unspread--
+	if f := s.lone[i]; f.host != nil && f.host != h {
+		f.host.unspread--
 		delete(s.lone, i)
 	}
 	if k := h.find(i); k >= 0 { // it came from elsewhere, or we heard of it before we knew it sent
@@ -240,10 +248,10 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 		s.usual = now - h.open[k].at
 	}
 	s.usual += (now - h.open[k].at - s.usual) / 8
-	first := h.open[k].first
+	isFirst := h.open[k].first
 	s.shut(h, k)
-	if first && s.copies(i) == 0 && s.lone[i] == nil {
-		s.lone[i] = h
+	if isFirst && s.copies(i) == 0 && s.lone[i].host == nil {
+		s.lone[i] = first{h, now}
 		h.unspread++
 	}
 }
@@ -254,6 +262,9 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 func (s *Seed) Moves(now time.Duration) []Move {
 	s.moves, s.looked = s.moves[:0], now
 	s.unseat(now)
+	for _, h := range s.hosts {
+		h.spent = false
+	}
 	for open, most := s.live(now), s.budget(); open < most; open++ {
 		h, i, first := s.pick()
 		if h == nil {
@@ -265,7 +276,7 @@ func (s *Seed) Moves(now time.Duration) []Move {
 }
 
 // Wake says when Moves may have something although nothing happened: when what
-// a host has open does not count any more, or is to be taken back.
+// a host has open, or alone, does not count any more, or is to be taken back.
 func (s *Seed) Wake() (at time.Duration, ok bool) {
 	sooner := func(t time.Duration) {
 		if t > s.looked && (!ok || t < at) {
@@ -280,6 +291,9 @@ func (s *Seed) Wake() (at time.Duration, ok bool) {
 		if !h.silent && h.owes() {
 			sooner(h.heard + s.silence())
 		}
+	}
+	for _, f := range s.lone {
+		sooner(f.at + s.stale())
 	}
 	return at, ok
 }
@@ -352,8 +366,8 @@ func (s *Seed) forsake(h *Host) {
 		return
 	}
 	h.silent, h.unspread = true, 0
-	for i, o := range s.lone {
-		if o == h {
+	for i, f := range s.lone {
+		if f.host == h {
 			delete(s.lone, i)
 		}
 	}
@@ -379,7 +393,7 @@ func (s *Seed) hear(h *Host, now time.Duration) {
 func (s *Seed) pick() (h *Host, piece int, first bool) {
 	fresh := s.anyFresh()
 	if fresh {
-		if h = s.least(func(h *Host) bool { return h.unspread < mostUnspread }); h != nil {
+		if h = s.least(func(h *Host) bool { return h.unspread < mostUnspread && !h.silent }); h != nil {
 			return h, s.freshPiece(), true
 		}
 	}
@@ -387,7 +401,7 @@ func (s *Seed) pick() (h *Host, piece int, first bool) {
 		if h = s.least(func(h *Host) bool { return !h.spent }); h == nil {
 			return nil, 0, false
 		}
-		if fresh {
+		if fresh && !h.silent { // which may have it
 			return h, s.freshPiece(), true
 		}
 		i, ok := s.again(h)
@@ -450,11 +464,17 @@ func (s *Seed) freshPiece() int {
 	return s.next
 }
 
-// again picks a piece that h lacks although it has left before: of the next so
-// many the rarest in its zone. Among equals it is the lowest, or, when there are
-// other zones from which h's zone may be fetching the lowest, a random one.
+// again picks a piece that h lacks although it has left before, and has had the
+// time to spread: of the next so many the rarest in its zone, and among equals the
+// lowest.
+//
+// With several zones our link into h's may be a narrow one, on which it waits for
+// what others there have. If it gets anything of them it is told only of what
+// nobody there has; and as they may be fetching that from another zone, the lowest
+// first, of a random piece.
 func (s *Seed) again(h *Host) (int, bool) {
-	z := h.zone
+	z, zones := h.zone, len(s.zones) > 1
+	fed := zones && s.looked-h.fed < fedFor
 	best, copies, ties, seen := -1, int32(0), 0, 0
 	for w := range h.has {
 		for x := ^(h.has[w] | h.told[w]); x != 0 && seen < sample; x &= x - 1 {
@@ -464,9 +484,10 @@ func (s *Seed) again(h *Host) (int, bool) {
 			}
 			seen++
 			switch c := z.copies[i] + z.opened[i]; {
+			case s.coming(i) || fed && c > 0:
 			case best < 0 || c < copies:
 				best, copies, ties = i, c, 1
-			case c == copies && len(s.zones) > 1:
+			case c == copies && zones:
 				if ties++; s.rand.IntN(ties) == 0 {
 					best = i
 				}
@@ -474,6 +495,23 @@ func (s *Seed) again(h *Host) (int, bool) {
 		}
 	}
 	return best, best >= 0
+}
+
+// coming says whether the first copy of piece i has only just left, or is about
+// to: it may be with everybody before a second one could.
+func (s *Seed) coming(i int) bool {
+	if s.announced(i) > 0 {
+		return false
+	}
+	if f, ok := s.lone[i]; ok {
+		return s.looked-f.at < s.stale()
+	}
+	for _, h := range s.hosts {
+		if k := h.find(i); k >= 0 && s.looked-h.open[k].at < s.stale() {
+			return true
+		}
+	}
+	return false
 }
 
 // reveal tells h of piece i.
@@ -496,7 +534,6 @@ func (s *Seed) withdraw(h *Host, k int) {
 	i := h.open[k].piece
 	s.shut(h, k)
 	h.told.del(i)
-	h.spent = false
 	s.refresh(i)
 	s.moves = append(s.moves, Move{Host: h, Piece: i, Withdraw: true})
 }
@@ -509,7 +546,7 @@ func (s *Seed) shut(h *Host, k int) {
 
 // refresh makes piece i fresh again if nobody has it or is to get it.
 func (s *Seed) refresh(i int) {
-	if s.copies(i) == 0 && s.lone[i] == nil {
+	if s.copies(i) == 0 && s.lone[i].host == nil {
 		s.renew(i)
 	}
 }
