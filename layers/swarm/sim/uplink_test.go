@@ -68,7 +68,7 @@ func (w *world) serve(n *node) {
 func (w *world) grant(n *node) {
 	busy := 0
 	for _, s := range n.serving {
-		if s.slow = s.slow || w.now-s.began > max(2*n.usual, int64(tickEvery)); !s.slow {
+		if s.slow = s.slow || w.now-s.began > max(2*n.usual, int64(slowTurn)); !s.slow {
 			busy++
 		}
 	}
@@ -110,7 +110,7 @@ func (w *world) sent(s *side) {
 	}
 	piece := s.queue[0]
 	s.flying++
-	w.put(w.travel(n, s.other.at, float64(w.size(piece))/chunks), evArrived, nil, s, piece)
+	w.travel(s, piece)
 	if s.chunk++; s.chunk == chunks {
 		w.endTurn(s)
 		if n.seed != nil {
@@ -121,21 +121,41 @@ func (w *world) sent(s *side) {
 	w.serve(n)
 }
 
-// travel is how long a chunk that has just left takes until all of it is there.
-func (w *world) travel(from, to *node, bytes float64) int64 {
+// travel takes a chunk that has just left s across the network.
+func (w *world) travel(s *side, piece int32) {
+	from, to := s.at, s.other.at
+	bytes := float64(w.size(piece)) / chunks
 	from.sent += int64(bytes)
 	last := w.now + int64(w.conf.latency)
-	first := last - int64(bytes*from.up)
-	if from.zone != to.zone && w.conf.narrow > 0 {
-		way := 0
-		if from.zone > to.zone {
-			way = 1
-		}
-		w.cross[way] += int64(bytes)
-		first, last = pass(&w.narrow[way], first, last, int64(bytes*1e9/w.conf.narrow))
+	if from.zone == to.zone || w.conf.narrow == 0 {
+		w.down(s, piece, last-int64(bytes*from.up), last)
+		return
 	}
-	_, last = pass(&to.downFree, first, last, int64(bytes*to.down))
-	return last - w.now
+	way := 0
+	if from.zone > to.zone {
+		way = 1
+	}
+	w.cross[way] += int64(bytes)
+	_, last = pass(&w.narrow[way], last-int64(bytes*from.up), last, w.crossing(piece))
+	w.put(last-w.now, evCrossed, nil, s, piece)
+}
+
+// crossing is how long a chunk is on the link between zones.
+func (w *world) crossing(piece int32) int64 {
+	return int64(float64(w.size(piece)) / chunks * 1e9 / w.conf.narrow)
+}
+
+// crossed: a chunk that s sent has left the link between zones.
+func (w *world) crossed(s *side, piece int32) {
+	w.down(s, piece, w.now-w.crossing(piece), w.now)
+}
+
+// down takes a chunk that s sent, and that comes in from first to last, through
+// the receiver's downlink.
+func (w *world) down(s *side, piece int32, first, last int64) {
+	to := s.other.at
+	_, last = pass(&to.downFree, first, last, int64(float64(w.size(piece))/chunks*to.down))
+	w.put(last-w.now, evArrived, nil, s, piece)
 }
 
 // pass is a queue that serves in order and passes on what comes in at once: a

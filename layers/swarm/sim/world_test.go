@@ -30,8 +30,11 @@ const (
 	chunks      = 4
 	inFlight    = 4
 	turnsAtOnce = 3
-	// tickEvery is how often a host looks for what is late.
+	// tickEvery is how often a host looks for what is late. (The engine does so five
+	// times as often, which is seldom of use and would take most of the time here.)
 	tickEvery = 500 * time.Millisecond
+	// slowTurn is the least time after which a turn may count as a slow one.
+	slowTurn = 100 * time.Millisecond
 	// askAgain is how often a host asks the tracker, and askPause how long it waits
 	// at least when it has lost a neighbour and has too few.
 	askAgain = 5 * time.Second
@@ -50,6 +53,7 @@ const (
 	evHere         // source node has fetched pieces up to piece
 	evWake         // source node may have something to say
 	evSent         // a chunk has left the uplink of side's node
+	evCrossed      // a chunk of piece that side sent has left the link between zones
 	evArrived      // a chunk of piece that side sent has arrived
 	evRequest      // side is asked for piece by its other end
 	evCancel       // or not any more
@@ -166,6 +170,8 @@ func (w *world) toSide(k kind, s *side, piece int32) {
 	switch {
 	case k == evSent:
 		w.sent(s)
+	case k == evCrossed:
+		w.crossed(s, piece)
 	case k == evArrived:
 		w.arrived(s, piece)
 	case s.closed || s.at.dead:
