@@ -251,8 +251,9 @@ func (t *takers) end(p *peer, now time.Duration) {
 	}
 	if !p.turn.slow {
 		t.busy--
-		t.usual += (now - p.turn.since - t.usual) / 8
 	}
+	took := min(now-p.turn.since, 2*t.long()) // slow ones count, or where all are it would never be known
+	t.usual += (took - t.usual) / 8
 	t.active = without(t.active, p)
 	p.turn.state = idle
 	t.lineUp(p)
@@ -275,10 +276,13 @@ func (t *takers) hurry(now time.Duration) {
 		return
 	}
 	for _, p := range t.active {
-		if !p.turn.slow && now-p.turn.since > max(2*t.usual, tickEvery) {
+		if !p.turn.slow && now-p.turn.since > t.long() {
 			p.turn.slow = true
 			t.busy--
 		}
 	}
 	t.grant()
 }
+
+// long is more than a turn should take.
+func (t *takers) long() time.Duration { return max(2*t.usual, tickEvery) }

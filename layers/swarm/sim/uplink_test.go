@@ -68,7 +68,7 @@ func (w *world) serve(n *node) {
 func (w *world) grant(n *node) {
 	busy := 0
 	for _, s := range n.serving {
-		if s.slow = s.slow || w.now-s.began > max(2*n.usual, int64(slowTurn)); !s.slow {
+		if s.slow = s.slow || w.now-s.began > n.long(); !s.slow {
 			busy++
 		}
 	}
@@ -88,13 +88,14 @@ func (w *world) grant(n *node) {
 	}
 }
 
+// long is more than a turn should take.
+func (n *node) long() int64 { return max(2*n.usual, int64(slowTurn)) }
+
 // endTurn takes queue[0] as served and puts the side in line again.
 func (w *world) endTurn(s *side) {
 	n := s.at
 	n.serving = without(n.serving, s)
-	if !s.slow {
-		n.usual += (w.now - s.began - n.usual) / 8
-	}
+	n.usual += (min(w.now-s.began, 2*n.long()) - n.usual) / 8
 	s.queue = slices.Delete(s.queue, 0, 1)
 	s.lined = false
 	w.lineUp(s)
