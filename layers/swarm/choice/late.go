@@ -37,9 +37,9 @@ func (l *Leech) late(p *Peer, now time.Duration) (int, bool) {
 	}
 	best, oldest, first := -1, now, now
 	for _, o := range l.peers {
-		for k, a := range o.asked {
+		for _, a := range o.asked {
 			first = min(first, a.at)
-			if a.at < oldest && now-a.at >= after && l.isLate(o, k, p, now, silence) {
+			if a.at < oldest && now-a.at >= after && l.isLate(a.piece, p, now, after, silence) {
 				best, oldest = a.piece, a.at
 			}
 		}
@@ -58,14 +58,7 @@ func (l *Leech) urgent(p *Peer, now time.Duration) (int, bool) {
 		return 0, false
 	}
 	for _, i := range l.fronts {
-		if i >= l.known || !l.lacked.has(i) || !p.has.has(i) {
-			continue
-		}
-		o := l.askedOf(i)
-		if o == nil {
-			continue
-		}
-		if k := o.find(i); now-o.asked[k].at >= urgentAsk && l.isLate(o, k, p, now, urgentSilence) {
+		if i < l.known && l.lacked.has(i) && l.isLate(i, p, now, urgentAsk, urgentSilence) {
 			l.frontAt = now // a third is not asked at once
 			return i, true
 		}
@@ -73,23 +66,25 @@ func (l *Leech) urgent(p *Peer, now time.Duration) (int, bool) {
 	return 0, false
 }
 
-// isLate says whether o, and nobody else, was asked for its k-th piece, and p
-// had better be asked for it too.
-func (l *Leech) isLate(o *Peer, k int, p *Peer, now, silence time.Duration) bool {
-	a := o.asked[k]
-	if o == p || a.left == 0 || !p.has.has(a.piece) {
-		return false
-	}
-	if now-o.heard < silence && !l.slower(o, k, p) {
+// isLate says whether all who were asked for piece i are late with it, and p had
+// better be asked for it too.
+func (l *Leech) isLate(i int, p *Peer, now, after, silence time.Duration) bool {
+	if !p.has.has(i) || p.find(i) >= 0 {
 		return false
 	}
 	asked := 0
-	for _, q := range l.peers {
-		if q.find(a.piece) >= 0 {
-			asked++
+	for _, o := range l.peers {
+		k := o.find(i)
+		if k < 0 {
+			continue
 		}
+		a := o.asked[k]
+		if a.left == 0 || now-a.at < after || now-o.heard < silence && !l.slower(o, k, p) {
+			return false
+		}
+		asked++
 	}
-	return asked == 1
+	return asked > 0
 }
 
 // slower says whether o will take much longer until it has sent its k-th piece
