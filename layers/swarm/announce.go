@@ -315,7 +315,7 @@ func (a *announcer) report(p *post, err error) {
 	case err != nil && !was:
 		a.log.Warn("tracker does not answer", "tracker", p.url, "err", err)
 	case err != nil:
-		a.log.Debug("announce", "infohash", p.name, "tracker", p.url, "err", err)
+		a.log.Debug("announce", "tracker", p.url, "err", err)
 	case was:
 		a.log.Info("tracker answers again", "tracker", p.url)
 	}

@@ -176,7 +176,7 @@ func (c *Client) accept() {
 
 // receive hears which swarm a connection is for, and hands it over.
 func (c *Client) receive(conn net.Conn) {
-	l, err := answer(c.stopped, conn, c.id, c.eachName)
+	l, err := answer(c.stopped, conn, c.id, c.eachName, c.knows)
 	<-c.greetings
 	if err != nil {
 		c.log.Debug("peer not understood", "peer", conn.RemoteAddr(), "err", err)
@@ -189,6 +189,13 @@ func (c *Client) receive(conn net.Conn) {
 		return
 	}
 	conn.Close()
+}
+
+// knows tells whether there is an exchange of that name.
+func (c *Client) knows(name layers.InfoHash) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byName[name] != nil
 }
 
 // enter returns the exchange of that name with its running count raised by one, or nil.

@@ -38,7 +38,6 @@ func (x *exchange) meet(addrs []netip.AddrPort, complete int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.alone = complete <= 1
-	x.sourcesAre(complete)
 	if x.leech == nil {
 		return
 	}
@@ -149,31 +148,35 @@ func (c *Client) call(ctx context.Context, addr netip.AddrPort, name layers.Info
 	return l, err
 }
 
-// bans remembers who sent wrong bytes, by peer ID and by address: a peer may change the
-// one, and several may share an IP.
+// bans remembers who sent wrong bytes, by where it called from: with its peer ID, which
+// alone anybody could claim to have another banned, and with its port, as several may
+// share an IP.
 type bans struct {
 	mu    sync.Mutex // guards the rest
-	ids   map[[20]byte]time.Time
+	ids   map[caller]time.Time
 	addrs map[netip.AddrPort]time.Time
 }
 
+type caller struct {
+	id [20]byte
+	ip netip.Addr
+}
+
 func newBans() *bans {
-	return &bans{ids: make(map[[20]byte]time.Time), addrs: make(map[netip.AddrPort]time.Time)}
+	return &bans{ids: make(map[caller]time.Time), addrs: make(map[netip.AddrPort]time.Time)}
 }
 
 func (b *bans) add(id [20]byte, addr netip.AddrPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	remember(b.ids, id)
-	if addr.IsValid() {
-		remember(b.addrs, addr)
-	}
+	remember(b.ids, caller{id, addr.Addr()})
+	remember(b.addrs, addr)
 }
 
 func (b *bans) has(id [20]byte, addr netip.AddrPort) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return time.Since(b.ids[id]) < banFor || time.Since(b.addrs[addr]) < banFor
+	return time.Since(b.ids[caller{id, addr.Addr()}]) < banFor || time.Since(b.addrs[addr]) < banFor
 }
 
 // remember notes k, in the place of the oldest where there are too many.

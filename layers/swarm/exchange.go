@@ -191,6 +191,8 @@ func (x *exchange) admit(p *peer) error {
 	}
 	if other != nil {
 		x.giveUp(other)
+		x.unknown(other) // its reader may take a while to hear of it
+		x.takers.remove(other)
 	}
 	x.peers[p.id] = p
 	p.shy = x.reveals()
@@ -201,7 +203,11 @@ func (x *exchange) admit(p *peer) error {
 
 // prefers decides between two connections to one peer, so that both ends decide alike:
 // for the one that the lesser peer ID dialed. Of two from the same end the older is dead.
+// But who calls from another address may only claim to be that peer.
 func (x *exchange) prefers(p, other *peer) bool {
+	if !p.dialed && p.addr.Addr() != other.addr.Addr() {
+		return false
+	}
 	if p.dialed == other.dialed {
 		return true
 	}

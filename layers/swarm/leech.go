@@ -116,7 +116,7 @@ func (x *exchange) rescue(now time.Duration) {
 		if x.have.has(i) || onItsWay && waited < readersWait {
 			continue
 		}
-		if pc := x.arriving[i]; pc != nil && len(pc.asks) > 0 {
+		if pc := x.arriving[i]; pc != nil && pc.comes(now) {
 			continue
 		}
 		for _, p := range x.peers {
@@ -181,17 +181,18 @@ func (x *exchange) accept(p *peer, r request) *piece {
 	}
 	p.received += int64(r.length)
 	x.client.received(x, p, int64(r.length))
-	if a := p.asking(pc.index); a != nil {
-		a.settle(c)
-		x.leech.Progress(p.source, pc.index, int64(r.length), x.now())
+	a := p.asking(pc.index)
+	if a == nil || !a.settle(c) {
+		return nil // not asked for, or not any more: nobody may push bytes on us
 	}
+	x.leech.Progress(p.source, pc.index, int64(r.length), x.now())
 	if pc.spoilt || pc.got.has(c) {
 		return nil
 	}
 	pc.got.set(c)
 	pc.left--
 	pc.writes++
-	pc.from[p.id] = struct{}{}
+	pc.from[p.id] = p.addr
 	for _, a := range pc.asks {
 		if a.settle(c) {
 			a.peer.out = appendRequest(a.peer.out, pp.Cancel, r)
@@ -341,8 +342,8 @@ func (x *exchange) wrong(pc *piece) {
 	if len(pc.from) > 1 {
 		x.suspects[pc.index] = true
 	} else {
-		for id := range pc.from {
-			x.ban(id, pc.index)
+		for id, addr := range pc.from {
+			x.ban(id, addr, pc.index)
 		}
 	}
 	x.pumpAll()
@@ -350,10 +351,8 @@ func (x *exchange) wrong(pc *piece) {
 
 // ban cuts off a peer that has sent a wrong piece, and throws away all else of which
 // it has sent a part. mu is held.
-func (x *exchange) ban(id [20]byte, i int) {
-	addr := netip.AddrPort{}
-	if p := x.peers[id]; p != nil {
-		addr = p.addr
+func (x *exchange) ban(id [20]byte, addr netip.AddrPort, i int) {
+	if p := x.peers[id]; p != nil && p.addr.Addr() == addr.Addr() {
 		x.giveUp(p)
 	}
 	x.client.bans.add(id, addr)

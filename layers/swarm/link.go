@@ -39,6 +39,8 @@ func dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr.String())
 }
 
+var errStranger = errors.New("handshake: of a swarm that is not ours")
+
 // link is a connection whose far end has said which swarm it means.
 type link struct {
 	conn net.Conn
@@ -63,12 +65,12 @@ var extensions = peer_protocol.NewPeerExtensionBytes(peer_protocol.ExtensionBitF
 func hail(ctx context.Context, conn net.Conn, name layers.InfoHash, id [20]byte) (*link, error) {
 	l := newLink(conn)
 	l.dialed = true
-	return l, l.greet(ctx, &name, id)
+	return l, l.greet(ctx, name, id)
 }
 
-// answer greets a peer that has dialed us. secrets are the names of our swarms, which
-// encrypting peers are told apart by.
-func answer(ctx context.Context, conn net.Conn, id [20]byte, secrets mse.SecretKeyIter) (*link, error) {
+// answer greets a peer that has dialed us, if ours says that the swarm it names is. secrets
+// are the names of our swarms, which encrypting peers are told apart by.
+func answer(ctx context.Context, conn net.Conn, id [20]byte, secrets mse.SecretKeyIter, ours func(layers.InfoHash) bool) (*link, error) {
 	l := newLink(conn)
 	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
@@ -86,7 +88,30 @@ func answer(ctx context.Context, conn net.Conn, id [20]byte, secrets mse.SecretK
 		}
 		l.r, l.w, l.tcp = bufio.NewReaderSize(rw, readBuffer), rw, nil
 	}
-	return l, l.greet(ctx, nil, id)
+	return l, l.reply(id, ours)
+}
+
+// reply hears the handshake of BEP 3 and answers it. The library's answers before one can
+// look whether the swarm is known: strangers would learn who we are, and a peer that
+// tries two names of a swarm would take the first for right.
+func (l *link) reply(id [20]byte, ours func(layers.InfoHash) bool) error {
+	const n = len(peer_protocol.Protocol)
+	var b [n + 8 + 20 + 20]byte
+	if _, err := io.ReadFull(l.r, b[:]); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	bits := peer_protocol.PeerExtensionBits(b[n:])
+	l.name, l.id = layers.InfoHash(b[n+8:]), [20]byte(b[n+28:])
+	l.fast, l.extends = bits.SupportsFast(), bits.SupportsExtended()
+	if string(b[:n]) != peer_protocol.Protocol || !ours(l.name) {
+		return errStranger
+	}
+	copy(b[n:], extensions[:])
+	copy(b[n+28:], id[:])
+	if _, err := l.w.Write(b[:]); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	return l.conn.SetDeadline(time.Time{})
 }
 
 type readWriter struct {
@@ -116,20 +141,20 @@ func socketOf(conn net.Conn) syscall.RawConn {
 }
 
 // greet exchanges the handshake of BEP 3.
-func (l *link) greet(ctx context.Context, name *layers.InfoHash, id [20]byte) error {
+func (l *link) greet(ctx context.Context, name layers.InfoHash, id [20]byte) error {
 	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
 	if err := l.conn.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
 		return err
 	}
-	res, err := peer_protocol.Handshake(ctx, readWriter{l.r, l.w}, (*metainfo.Hash)(name), id, extensions)
+	res, err := peer_protocol.Handshake(ctx, readWriter{l.r, l.w}, (*metainfo.Hash)(&name), id, extensions)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", err)
 	}
 	l.name, l.id = layers.InfoHash(res.Hash), res.PeerID
 	l.fast, l.extends = res.SupportsFast(), res.SupportsExtended()
-	if name != nil && l.name != *name {
-		return errors.New("handshake: the peer is in another swarm")
+	if l.name != name {
+		return errStranger
 	}
 	return l.conn.SetDeadline(time.Time{})
 }

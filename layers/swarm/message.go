@@ -30,6 +30,7 @@ const (
 // to where they belong.
 type message struct {
 	kind  pp.MessageType
+	alive bool    // it is only a keep-alive
 	index int     // Have
 	req   request // Request, Cancel, Reject, Piece
 	body  []byte  // Bitfield, Extended; valid until the next message
@@ -43,7 +44,7 @@ type decoder struct {
 	body []byte
 }
 
-// next reads a message and passes over keep-alives and kinds that we have no use for.
+// next reads a message and passes over kinds that we have no use for.
 func (d *decoder) next() (message, error) {
 	for {
 		n, err := d.uint32()
@@ -51,7 +52,7 @@ func (d *decoder) next() (message, error) {
 			return message{}, err
 		}
 		if n == 0 {
-			continue // a keep-alive
+			return message{alive: true}, nil
 		}
 		kind, err := d.r.ReadByte()
 		if err != nil {

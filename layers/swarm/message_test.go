@@ -71,3 +71,20 @@ func FuzzDecoder(f *testing.F) {
 		}
 	})
 }
+
+func FuzzIntroduce(f *testing.F) {
+	f.Add([]byte("\x00d1:v24:murder/1 seeder zone=a e1:pi7081ee"))
+	f.Add([]byte("\x00d1:v134217727:abce"))
+	f.Add([]byte("\x00d1:md99999999:"))
+	f.Add([]byte("\x00llllllllllllllll"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > maxExtended {
+			return
+		}
+		p := &peer{x: &exchange{}, link: &link{}}
+		p.introduce(b)
+		if p.x.sources > maxOrigins {
+			t.Errorf("believes in %d seeders", p.x.sources)
+		}
+	})
+}

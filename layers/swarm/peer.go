@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ const (
 	keepAliveEvery = time.Minute
 	// maxSilence is how long a connection may bring nothing at all.
 	maxSilence = 3 * time.Minute
+	// maxSlow is how long a peer may take to let us send one chunk.
+	maxSlow = time.Minute
 	// maxQueue is how many requests of one peer wait at the most: reqq in BEP 10.
 	maxQueue = 2048
 	// maxUnread bounds what waits for a peer that does not read, in bytes.
@@ -125,6 +128,9 @@ func (p *peer) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if m.alive {
+			continue
+		}
 		if m.kind == pp.Piece {
 			chunk := (*buf)[:m.req.length]
 			if err := p.link.chunk(chunk); err != nil {
@@ -164,7 +170,10 @@ func (p *peer) write(ctx context.Context) error {
 				break
 			}
 			buf = head
-			var err error
+			err := p.conn.SetWriteDeadline(time.Now().Add(maxSlow))
+			if err != nil {
+				return err
+			}
 			if ok {
 				data, err = p.serve(ctx, head, req, data)
 			} else {
@@ -269,13 +278,21 @@ func (x *exchange) heard(p *peer, m message) error {
 // introduce takes in a message of BEP 10. Only its handshake, number 0, is of interest.
 func (p *peer) introduce(b []byte) {
 	var m pp.ExtendedHandshakeMessage
-	if len(b) > 0 && b[0] == 0 && bencode.Unmarshal(b[1:], &m) == nil {
+	if len(b) > 0 && b[0] == 0 && decode(b[1:], &m) == nil {
 		p.who = parseIdentity(m.V)
 		if m.Port > 0 && m.Port < 1<<16 {
 			p.addr = netip.AddrPortFrom(p.addr.Addr(), uint16(m.Port))
 		}
 		p.x.sourcesAre(p.who.origins)
 	}
+}
+
+// decode reads bencode of strangers. The library makes room for a string of any length
+// that it is told of before it looks whether it is there.
+func decode(b []byte, v any) error {
+	d := bencode.NewDecoder(bytes.NewReader(b))
+	d.MaxStrLen = int64(len(b))
+	return d.Decode(v)
 }
 
 // offered notes that p has piece i.

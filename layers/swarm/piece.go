@@ -4,7 +4,9 @@ import (
 	"crypto/sha1"
 	"hash"
 	"io"
+	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/murderp2p/murder/layers"
 )
@@ -35,8 +37,8 @@ type piece struct {
 	left   int // chunks that have not come
 	writes int // chunks on their way to the disk
 	asks   []*ask
-	from   map[[20]byte]struct{} // who has sent any of it
-	spoilt bool                  // to be fetched anew once nothing of it is being written
+	from   map[[20]byte]netip.AddrPort // who has sent any of it
+	spoilt bool                        // to be fetched anew once nothing of it is being written
 
 	hashing sync.Mutex // guards the two below
 	hash    hash.Hash
@@ -47,7 +49,7 @@ func newPiece(t *layers.Torrent, i int, chunk int64) *piece {
 	size := t.PieceSize(i)
 	n := chunks(size, chunk)
 	return &piece{index: i, size: size, chunk: chunk, got: newBitset(n), left: n,
-		from: make(map[[20]byte]struct{}), hash: sha1.New()}
+		from: make(map[[20]byte]netip.AddrPort), hash: sha1.New()}
 }
 
 // request returns what chunk c is asked by.
@@ -60,6 +62,16 @@ func (p *piece) request(c int) request {
 func (p *piece) find(r request) (c int, ok bool) {
 	c = int(int64(r.begin) / p.chunk)
 	return c, int64(r.begin) < p.size && p.request(c) == r
+}
+
+// comes tells whether somebody was asked for it who is not silent.
+func (p *piece) comes(now time.Duration) bool {
+	for _, a := range p.asks {
+		if now-a.peer.heardAt < readersWait {
+			return true
+		}
+	}
+	return false
 }
 
 // mixes tells whether another than id has sent a part of it.

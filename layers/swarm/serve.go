@@ -115,10 +115,14 @@ func (x *exchange) revealing() *choice.Seed {
 	return x.seed
 }
 
-// sourcesAre takes note of how many hosts have the whole blob, so that we do not begin
-// with the same pieces. mu is held.
+// maxOrigins bounds what a peer may say of how many seeders there are: of very many each
+// would begin far from the blob's start.
+const maxOrigins = 8
+
+// sourcesAre takes note of how many seeders a peer knows of, so that they do not all
+// begin with the same pieces. mu is held.
 func (x *exchange) sourcesAre(n int) {
-	if n <= x.sources {
+	if n = min(n, maxOrigins); n <= x.sources {
 		return
 	}
 	x.sources = n

@@ -192,7 +192,7 @@ func TestCorruptPeerAmongHonestOnes(t *testing.T) {
 	leecher.bans.mu.Lock()
 	defer leecher.bans.mu.Unlock()
 	for id := range leecher.bans.ids {
-		if honest[id] {
+		if honest[id.id] {
 			t.Error("an honest peer is banned")
 		}
 	}

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/anacrolix/torrent/bencode"
-
 	"github.com/murderp2p/murder/layers"
 )
 
@@ -136,7 +134,7 @@ func parseAnswer(b []byte) (announceAnswer, error) {
 		ID          string `bencode:"tracker id"`
 		Wait        int64  `bencode:"wait"` // seconds; ours alone
 	}
-	if err := bencode.Unmarshal(b, &wire); err != nil {
+	if err := decode(b, &wire); err != nil {
 		return announceAnswer{}, fmt.Errorf("parse answer: %w", err)
 	}
 	if wire.Failure != "" {

@@ -1,0 +1,237 @@
+package swarm
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/murderp2p/murder/layers"
+)
+
+// stranger is a peer whose every byte the test decides.
+type stranger struct {
+	net.Conn
+}
+
+// callFrom dials a host from an IP of loopback and greets it under any peer ID.
+func callFrom(t *testing.T, ip string, h *host, name layers.InfoHash, id [20]byte) stranger {
+	t.Helper()
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 0))}
+	c, err := d.Dial("tcp", h.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	s := stranger{c}
+	b := append([]byte(pp.Protocol), extensions[:]...)
+	s.say(append(append(b, name[:]...), id[:]...))
+	if _, err := io.ReadFull(c, make([]byte, 68)); err != nil {
+		t.Fatalf("no answer to the handshake: %v", err)
+	}
+	return s
+}
+
+// say writes, and does not mind being cut off.
+func (s stranger) say(b []byte) error {
+	_, err := s.Write(b)
+	return err
+}
+
+func chunkOf(i, begin uint32, data []byte) []byte {
+	return append(appendPiece(nil, request{i, begin, uint32(len(data))}), data...)
+}
+
+// junk answers every request with zeros.
+func (s stranger) junk() {
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(s, head[:]); err != nil {
+			return
+		}
+		b := make([]byte, binary.BigEndian.Uint32(head[:]))
+		if _, err := io.ReadFull(s, b); err != nil {
+			return
+		}
+		if len(b) == 13 && pp.MessageType(b[0]) == pp.Request {
+			index, begin, n := binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:]), binary.BigEndian.Uint32(b[9:])
+			if s.say(chunkOf(index, begin, make([]byte, n))) != nil {
+				return
+			}
+		}
+	}
+}
+
+// begun is a fetch under way.
+func (h *host) begun(t *testing.T, m *layers.Metainfo, trackers ...string) (*layers.Partial, <-chan error) {
+	t.Helper()
+	p := h.partial(t, m)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	fetched := make(chan error, 1)
+	go func() { fetched <- h.Fetch(ctx, m.Torrent(), p, trackers) }()
+	eventually(t, "in the swarm", func() bool { return h.knows(m.InfoHash()) })
+	return p, fetched
+}
+
+// Chunks that nobody asked for change nothing.
+func TestPushedChunksSpoilNothing(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(4<<20, 60)
+	seeder := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(8 << 20)})
+	m := seeder.share(t, blob, tr.url)
+	h := newHost(t, Config{})
+	p, fetched := h.begun(t, m, tr.url)
+	s := callFrom(t, "127.0.0.1", h, m.InfoHash(), [20]byte{'h'})
+	go func() { _, _ = io.Copy(io.Discard, s) }()
+	ended := make(chan struct{})
+	defer func() { s.Close(); <-ended }()
+	go func() {
+		defer close(ended)
+		for i := 0; s.say(chunkOf(uint32(i%m.Pieces()), 16<<10, make([]byte, 16<<10))) == nil; i++ {
+		}
+	}()
+	if err := <-fetched; err != nil {
+		t.Fatalf("Fetch = %v", err)
+	}
+	mustEqual(t, "host", h.read(t, p), blob)
+	if _, sent := h.Received(m.Digest()); sent > 2*m.Size() {
+		t.Errorf("the seeder had to send %d bytes of a blob of %d", sent, m.Size())
+	}
+}
+
+// Who lies about who he is harms himself: a seeder that another claims to be serves on.
+func TestForgedPeerID(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(2<<20, 61)
+	m := fill(t, testStore(t), blob)
+	h := newHost(t, Config{})
+	p, fetched := h.begun(t, m, tr.url)
+	seeder := newHost(t, Config{Seeder: true})
+	s := callFrom(t, "127.0.0.2", h, m.InfoHash(), seeder.id)
+	s.say(appendSignal(appendSignal(nil, pp.HaveAll), pp.Unchoke))
+	go s.junk()
+	eventually(t, "the liar is banned", func() bool { return h.bans.count() > 0 })
+	seeder.share(t, blob, tr.url)
+	if err := <-fetched; err != nil {
+		t.Fatalf("Fetch = %v", err)
+	}
+	mustEqual(t, "host", h.read(t, p), blob)
+}
+
+// A connection that another takes the place of may end long after.
+func TestReplacedConnectionEndsLate(t *testing.T) {
+	blob, _ := testBlob(1<<20, 62)
+	slow := Config{Download: layers.NewLimiter(256 << 10)}
+	m := fill(t, testStore(t), blob)
+	for name, share := range map[string]bool{"leecher": false, "seeder": true} {
+		t.Run(name, func(t *testing.T) {
+			cfg := slow
+			cfg.Seeder = share
+			h := newHost(t, cfg)
+			fetched := make(<-chan error)
+			var p *layers.Partial
+			if share {
+				h.share(t, blob)
+			} else {
+				p, fetched = h.begun(t, m)
+			}
+			x := h.lookup(m.Digest())
+			peers := func() (n int, first *peer) {
+				x.mu.Lock()
+				defer x.mu.Unlock()
+				for _, p := range x.peers {
+					first = p
+				}
+				return len(x.peers), first
+			}
+			id := [20]byte{'x'}
+			first := callFrom(t, "127.0.0.1", h, m.InfoHash(), id)
+			if share {
+				first.say(appendSignal(nil, pp.HaveNone)) // who has all is let go
+			} else {
+				first.say(appendSignal(nil, pp.HaveAll))
+			}
+			var old *peer
+			eventually(t, "first connection is in", func() bool { _, old = peers(); return old != nil })
+			for range 4 { // the reader has to wait for the limiter
+				first.say(chunkOf(3, 0, make([]byte, 64<<10)))
+			}
+			second := callFrom(t, "127.0.0.1", h, m.InfoHash(), id)
+			eventually(t, "second one is in its place", func() bool { _, p := peers(); return p != nil && p != old })
+			second.Close()
+			eventually(t, "and gone", func() bool { n, _ := peers(); return n == 0 })
+			if !share {
+				for i := range m.Pieces() {
+					from := int64(i) * m.PieceLength()
+					if err := p.WritePiece(i, blob[from:from+m.PieceSize(i)]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := <-fetched; err != nil {
+					t.Errorf("Fetch = %v", err)
+				}
+			}
+			first.Close()
+			wait(t, "first connection ends", old.gone)
+		})
+	}
+}
+
+// Who names a swarm that we are not in hears nothing from us.
+func TestStrangersAreNotAnswered(t *testing.T) {
+	h := newHost(t, Config{Seeder: true})
+	blob, _ := testBlob(1<<20, 63)
+	h.share(t, blob)
+	if _, err := h.call(t.Context(), at(h), layers.InfoHash{9}); err == nil {
+		t.Error("answered a handshake for a swarm that nobody has")
+	}
+}
+
+// A peer that knows a swarm by its first name only is found by who knows both.
+func TestBothNamesAreTried(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(4<<20, 64)
+	m := fill(t, testStore(t), blob)
+	seeder := newHost(t, Config{Seeder: true})
+	a := seeder.fetchFromRegistry(t, m, tr.url)
+	if err := a.partial.Append(blob[:2<<20]); err != nil {
+		t.Fatal(err)
+	}
+	draft, _ := a.torrent.Draft()
+	both := layers.NewTorrent(m.Digest(), m.Size(), draft)
+	for i := range m.Pieces() {
+		sum := m.Piece(i)
+		if err := both.Add(sum[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := newHost(t, Config{})
+	p := h.partial(t, m)
+	tr.announced(hashString(m), at(seeder), eventStarted) // as a tracker that knows no better
+	ctx, cancel := context.WithCancel(t.Context())
+	fetched := make(chan error, 1)
+	go func() { fetched <- h.Fetch(ctx, both, p, []string{tr.url}) }()
+	eventually(t, "what the seeder has is here", func() bool { return p.Prefix() >= 2<<20 })
+	cancel()
+	<-fetched
+}
+
+// A connection on which nothing but keep-alives come is not cut.
+func TestKeepAlivesKeepAlive(t *testing.T) {
+	d := decoder{r: newLink(nopConn{}).r}
+	if m, err := d.next(); err != nil || !m.alive {
+		t.Errorf("next = %+v, %v, want that a keep-alive is told, so that time begins anew", m, err)
+	}
+}
+
+// nopConn sends zeros for ever: keep-alives, one after the other.
+type nopConn struct{ net.Conn }
+
+func (nopConn) Read(b []byte) (int, error)  { clear(b); return len(b), nil }
+func (nopConn) SetDeadline(time.Time) error { return nil }
