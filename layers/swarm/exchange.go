@@ -373,21 +373,21 @@ func (x *exchange) list() []layers.Peer {
 // random is where choices between equals come from.
 func random() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
 
-// eager is how many peers hear of a new piece at once. Hardly more than one will ask us
-// for it; but each packet costs as much as one full of data, so the others hear of it
-// with what else there is to say to them, or at the next tick.
+// eager is how many peers that lack it hear of a new piece at once. Hardly more than one
+// will ask us for it; but each packet costs as much as one full of data, so the others
+// hear of it with what else there is to say to them, or at the next tick.
 const eager = 4
 
-// tell announces that we have piece i, but not to who has it too: it learns nothing.
-// mu is held.
+// tell announces that we have piece i. Who has it too is told as well: by how many pieces
+// a host has the others see who is behind and is to be served first. mu is held.
 func (x *exchange) tell(i int) {
 	told := 0
 	for _, p := range x.peers { // in random order
-		if p.shy || p.has.has(i) && !p.who.seeder {
+		if p.shy {
 			continue
 		}
 		p.out = appendHave(p.out, i)
-		if p.turn.state == idle && told < eager {
+		if p.turn.state == idle && told < eager && (p.who.seeder || !p.has.has(i)) {
 			told++
 			p.kick()
 		}
