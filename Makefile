@@ -90,11 +90,11 @@ bench-cold: ## the first pull of a 500 MB image, against one straight from the r
 bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
 	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
-# LAB_FLAGS are the lab's own, as in LAB_FLAGS="-rate 25Mbit -repeat 3"; `bin/murder-lab -h` lists them.
 .PHONY: bench-sim
 bench-sim: ## large fleets in the simulator, up to 10,000 hosts; SIM="16 hosts|1000 hosts" runs only those
 	MURDER_SIM='$(SIM)' MURDER_BENCH=1 go test -count=1 -timeout 4h -v -run '^TestBenchSim$$' ./layers/swarm/sim | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+# LAB_FLAGS are the lab's own, as in LAB_FLAGS="-rate 25Mbit -repeat 3"; `bin/murder-lab -h` lists them.
 .PHONY: bench-fleet
 bench-fleet: build bin/murder-lab ## fleets in network namespaces, as root; SCENARIOS="equal16 waves" runs only those
 	bin/murder-lab $(LAB_FLAGS) $(SCENARIOS)

@@ -22,12 +22,12 @@ const (
 	// enoughPeers is how many a host that fetches looks for. If others connect to it
 	// besides, it parts from one of more than mostPeers, or mostFarPeers of other
 	// zones. Every piece is told to each, and waits for its turn with each who asks
-	// for it: in the simulator 2,000 hosts that keep 11 or 12 neighbours lose half as
+	// for it: in the simulator 2,000 hosts that keep 11 to 14 neighbours lose half as
 	// much over the limit as with 10 to 30. That all keep about as many, and that it
 	// is chance who is parted with, makes a random graph of those that the tracker
 	// tells of one another in the order in which they come.
 	enoughPeers  = 11
-	mostPeers    = 12
+	mostPeers    = 14
 	mostFarPeers = 6
 	// tickEvery is how often an exchange with peers looks for what is late.
 	tickEvery = 100 * time.Millisecond

@@ -11,8 +11,8 @@ import (
 // wanted is how many neighbours a host looks for, as in package swarm. When more
 // than it keeps connect to it, it parts from a random one.
 const (
-	wanted  = 10
-	kept    = 12
+	wanted  = 11
+	kept    = 14
 	keptFar = 6
 )
 
