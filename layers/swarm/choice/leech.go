@@ -52,7 +52,6 @@ type Leech struct {
 	near    int // how many of them are near
 
 	owed     int64         // bytes asked of near peers and not yet here
-	shown    int64         // bytes asked of origins and not yet here
 	stuck    int64         // those of them that silent peers owe
 	surveyed time.Duration // when that was last counted
 	meter    meter         // what near peers send
@@ -198,17 +197,20 @@ func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
 	if k < 0 {
 		return
 	}
-	a := &p.asked[k]
-	n = min(n, a.left)
-	a.left -= n
-	l.owe(p, -n)
+	n = min(n, p.asked[k].left)
+	p.asked[k].left -= n
+	p.owed -= n
 	p.heard = now
 	p.meter.count(n, now)
 	switch {
 	case p.kind == Near:
+		l.owed -= n
 		l.meter.count(n, now)
-	case p.kind == Far && a.left == 0:
-		l.far.came(now - a.at)
+	case p.kind == Far:
+		l.far.owed -= n
+		if p.asked[k].left == 0 {
+			l.far.came(now - p.asked[k].at)
+		}
 	}
 }
 
@@ -341,8 +343,6 @@ func (l *Leech) owe(p *Peer, n int64) {
 		l.owed += n
 	case Far:
 		l.far.owed += n
-	case Origin:
-		l.shown += n
 	}
 }
 

@@ -12,8 +12,7 @@ const (
 	mostQueued = 32 << 20
 
 	// mostAsked is how many pieces are asked of all near peers together, beside
-	// what comes in within askTime. What origins have been asked for is of that
-	// number, up to half of it.
+	// what comes in within askTime.
 	//
 	// What is asked waits at the peer for those who asked before: as all ask and
 	// are asked, a piece that is asked for comes after as many others as each
@@ -59,11 +58,10 @@ func (l *Leech) room(p *Peer, now time.Duration) bool {
 	}
 	l.survey(now)
 	most := mostAsked*l.pieceLen + int64(l.meter.rate*askTime.Seconds())
-	owed := l.owed - l.stuck + min(l.shown, most/2)
 	if p.owed > 0 {
 		most /= 2 // rather ask one who has nothing to do for us
 	}
-	return owed < most
+	return l.owed-l.stuck < most
 }
 
 // survey counts what silent peers owe.
