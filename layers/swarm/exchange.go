@@ -84,7 +84,7 @@ type exchange struct {
 	candidates map[netip.AddrPort]*candidate
 	dialing    int
 	ticking    bool
-	takers     takers
+	line       *choice.Line // of peers that have asked for something
 	arriving   map[int]*piece
 	unproven   map[int]*piece // here, but the hash to compare with is not
 	suspects   map[int]bool   // came from several and were wrong
@@ -108,7 +108,7 @@ func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, t
 		suspects:   make(map[int]bool),
 		hosts:      make(map[*choice.Host]*peer),
 	}
-	x.takers = takers{most: turnsOf(c.cfg), length: min(max(t.PieceLength(), minTurn), maxTurn), clock: x.now}
+	x.line = choice.NewLine(turnsOf(c.cfg), tickEvery)
 	x.leaving, x.leave = context.WithCancel(context.Background())
 	return x
 }
@@ -192,7 +192,7 @@ func (x *exchange) admit(p *peer) error {
 	if other != nil {
 		x.giveUp(other)
 		x.unknown(other) // its reader may take a while to hear of it
-		x.takers.remove(other)
+		x.leaveLine(other)
 	}
 	x.peers[p.id] = p
 	p.shy = x.reveals()
@@ -231,7 +231,7 @@ func (x *exchange) dismiss(p *peer) {
 		delete(x.peers, p.id)
 	}
 	x.unknown(p)
-	x.takers.remove(p)
+	x.leaveLine(p)
 }
 
 // known makes p, which has said who it is, a source and a taker. mu is held.
@@ -344,7 +344,7 @@ func (x *exchange) look() bool {
 			x.giveUp(p)
 		}
 	}
-	x.takers.hurry(now)
+	x.line.Grant(now)
 	x.rescue(now)
 	x.pumpAll()
 	x.reveal()
@@ -387,7 +387,7 @@ func (x *exchange) tell(i int) {
 			continue
 		}
 		p.out = appendHave(p.out, i)
-		if p.turn.state == idle && told < eager && (p.who.seeder || !p.has.has(i)) {
+		if p.taker.Idle() && told < eager && (p.who.seeder || !p.has.has(i)) {
 			told++
 			p.kick()
 		}

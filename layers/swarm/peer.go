@@ -55,12 +55,13 @@ type peer struct {
 	heardAt  time.Duration // when it last answered one, or was first asked
 
 	// As a taker.
-	shy    bool         // we do not say what we have, but reveal pieces one by one
-	host   *choice.Host // when shy, once it has said who it is
-	out    []byte       // messages to go
-	queue  []request    // what it asked for, the first first
-	served map[int]int64
-	turn   turn
+	shy     bool         // we do not say what we have, but reveal pieces one by one
+	host    *choice.Host // when shy, once it has said who it is
+	out     []byte       // messages to go
+	queue   []request    // what it asked for, the first first
+	served  map[int]int64
+	taker   *choice.Taker
+	allowed int64 // bytes that may still go to it in this turn
 }
 
 func newPeer(x *exchange, l *link) *peer {
@@ -70,6 +71,7 @@ func newPeer(x *exchange, l *link) *peer {
 		addr: l.remote(), has: newBitset(x.pieces), choking: true,
 		served: make(map[int]int64),
 	}
+	p.taker = choice.NewTaker(p.turnBegins)
 	return p
 }
 

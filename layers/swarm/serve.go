@@ -2,7 +2,6 @@ package swarm
 
 import (
 	"fmt"
-	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
@@ -37,7 +36,7 @@ func (x *exchange) asked(p *peer, r request) error {
 	if p.host != nil {
 		x.seed.Asked(p.host, int(i), x.now())
 	}
-	x.takers.lineUp(p)
+	x.lineUp(p)
 	return nil
 }
 
@@ -65,16 +64,16 @@ func (x *exchange) toWrite(p *peer, b []byte) (head []byte, r request, ok bool) 
 	defer x.mu.Unlock()
 	head = append(b, p.out...)
 	p.out = p.out[:0]
-	if p.closed || p.turn.state != serving {
+	if p.closed || !p.taker.Served() {
 		return head, r, false
 	}
-	if len(p.queue) == 0 || p.turn.left <= 0 {
-		x.takers.end(p, x.now())
+	if len(p.queue) == 0 || p.allowed <= 0 {
+		x.turnEnds(p)
 		return head, r, false
 	}
 	r = p.queue[0]
 	p.queue = without(p.queue, r)
-	p.turn.left -= int64(r.length)
+	p.allowed -= int64(r.length)
 	return head, r, true
 }
 
@@ -175,35 +174,6 @@ func (p *peer) withdraw(i int) {
 	p.queue = kept
 }
 
-// turn is when a peer is sent what it asked for.
-type turn struct {
-	state turnState
-	place choice.Turn   // in line
-	left  int64         // bytes of this turn
-	since time.Duration // when it began
-	slow  bool          // it takes long, and holds up nobody else any more
-}
-
-type turnState int
-
-const (
-	idle    turnState = iota // it has asked for nothing
-	inLine                   // it waits for its turn
-	serving                  // it is being sent to
-)
-
-// takers are the peers that have asked for something, served in turns. The exchange's
-// mu guards it.
-type takers struct {
-	length int64 // bytes of a turn
-	clock  func() time.Duration
-	most   int // turns at once
-	busy   int // turns that count
-	line   []*peer
-	active []*peer       // whose turn it is
-	usual  time.Duration // how long turns have taken of late
-}
-
 // turnsOf says how many turns there are at once.
 func turnsOf(cfg Config) int {
 	if cfg.Seeder {
@@ -212,81 +182,36 @@ func turnsOf(cfg Config) int {
 	return mirrorTurns
 }
 
-// lineUp puts p into the line, if it has asked for something.
-func (t *takers) lineUp(p *peer) {
-	if p.turn.state != idle || p.closed || len(p.queue) == 0 {
+// lineUp puts p into the line, if it has asked for something. mu is held.
+func (x *exchange) lineUp(p *peer) {
+	if p.closed || len(p.queue) == 0 {
 		return
 	}
-	p.turn.state = inLine
-	p.turn.place = p.place(t.clock())
-	t.line = append(t.line, p)
-	t.grant()
+	now := x.now()
+	has := p.count
+	if p.shy { // it gets pieces in the order in which they were revealed
+		has = 0
+	}
+	x.line.Add(p.taker, choice.NewTurn(has, x.pieces, now))
+	x.line.Grant(now)
 }
 
-// place is where p stands among those who ask. Who is shown pieces one by one gets them
-// in the order in which they were revealed.
-func (p *peer) place(now time.Duration) choice.Turn {
-	if p.shy {
-		return choice.NewTurn(0, p.x.pieces, now)
-	}
-	return choice.NewTurn(p.count, p.x.pieces, now)
+// turnBegins tells p that its requests can be served. mu is held.
+func (p *peer) turnBegins() {
+	p.allowed = min(max(p.x.torrent.PieceLength(), minTurn), maxTurn)
+	p.kick()
 }
 
-func (t *takers) grant() {
-	for len(t.line) > 0 && t.busy < t.most {
-		p := t.line[0]
-		for _, o := range t.line {
-			if o.turn.place.Before(p.turn.place) {
-				p = o
-			}
-		}
-		t.line = without(t.line, p)
-		p.turn = turn{state: serving, left: t.length, since: t.clock()}
-		t.active = append(t.active, p)
-		t.busy++
-		p.kick()
-	}
+// turnEnds gives p the next turn if it wants more. mu is held.
+func (x *exchange) turnEnds(p *peer) {
+	x.line.End(p.taker, x.now())
+	x.lineUp(p)
+	x.line.Grant(x.now())
 }
 
-// end ends p's turn, and gives it the next one if it wants more.
-func (t *takers) end(p *peer, now time.Duration) {
-	if p.turn.state != serving {
-		return
-	}
-	if !p.turn.slow {
-		t.busy--
-	}
-	took := min(now-p.turn.since, 2*t.long()) // slow ones count, or where all are it would never be known
-	t.usual += (took - t.usual) / 8
-	t.active = without(t.active, p)
-	p.turn.state = idle
-	t.lineUp(p)
-	t.grant()
-}
-
-// remove takes p out wherever it is.
-func (t *takers) remove(p *peer) {
+// leaveLine serves p nothing more. mu is held.
+func (x *exchange) leaveLine(p *peer) {
 	p.queue = nil
-	t.line = without(t.line, p)
-	if p.turn.state == inLine {
-		p.turn.state = idle
-	}
-	t.end(p, p.turn.since+t.usual)
+	x.line.Remove(p.taker)
+	x.line.Grant(x.now())
 }
-
-// hurry lets others have a turn besides those who take long over theirs.
-func (t *takers) hurry(now time.Duration) {
-	if len(t.line) == 0 {
-		return
-	}
-	for _, p := range t.active {
-		if !p.turn.slow && now-p.turn.since > t.long() {
-			p.turn.slow = true
-			t.busy--
-		}
-	}
-	t.grant()
-}
-
-// long is more than a turn should take.
-func (t *takers) long() time.Duration { return max(2*t.usual, tickEvery) }

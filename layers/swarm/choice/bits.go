@@ -22,16 +22,6 @@ func (b bitset) fill(n int) {
 	}
 }
 
-// meets says whether the two sets have a piece in common.
-func (b bitset) meets(c bitset) bool {
-	for w, x := range b {
-		if x&c[w] != 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // firstIn returns the lowest piece of [from, to) that is in both sets.
 func (b bitset) firstIn(c bitset, from, to int) (int, bool) {
 	if from >= to {

@@ -23,7 +23,10 @@
 //
 // As only pieces that left the source exist, and they leave in the order of the
 // blob, a host that fetches the rarest has the blob nearly in order anyway; a
-// small window where its reader stands makes up the rest.
+// small window where its reader stands makes up the rest. Where no piece is rare,
+// pieces are fetched in the reader's order.
+//
+// [Line] says whose turn it is where many have asked for something.
 //
 // Nothing here is safe for concurrent use. Time is given as a time.Duration
 // since any fixed start and must not run backwards.

@@ -37,7 +37,7 @@ func (f *far) choose(l *Leech, p *Peer, now time.Duration) (int, bool) {
 	if len(l.fronts) > 0 {
 		from = l.fronts[0]
 	}
-	i, ok := f.among(l, p, from, l.known, now)
+	i, ok := f.among(l, p, from, l.pieces, now)
 	if !ok {
 		i, ok = f.among(l, p, 0, from, now)
 	}

@@ -58,7 +58,7 @@ func (l *Leech) urgent(p *Peer, now time.Duration) (int, bool) {
 		return 0, false
 	}
 	for _, i := range l.fronts {
-		if i < l.known && l.lacked.has(i) && l.isLate(i, p, now, urgentAsk, urgentSilence) {
+		if i < l.pieces && l.lacked.has(i) && l.isLate(i, p, now, urgentAsk, urgentSilence) {
 			l.frontAt = now // a third is not asked at once
 			return i, true
 		}

@@ -14,6 +14,10 @@ const (
 	// sample bounds the pieces that one choice compares. The rarest of this
 	// many, taken from a random place on, is as good as the rarest of all.
 	sample = 512
+
+	// common is one in how many near peers must have the rarest piece for no piece
+	// to be rare: then it is the reader's order that counts.
+	common = 2
 )
 
 // PeerKind is what a peer is to a host that fetches.
@@ -33,14 +37,15 @@ const (
 //
 // Each connection chooses for itself whenever it has room: the lowest piece in
 // the window ahead of a reader that its peer has and nobody was asked for; else
-// the rarest such piece, ties at random. A whole piece is asked of one peer.
+// the rarest such piece, ties at random; but where even that one is with half of
+// the near peers, as behind a fast origin or for one who comes late, the lowest.
+// A whole piece is asked of one peer.
 // When there is nothing left to ask it for, a peer with nothing else to do may
 // get what another one is late with: see late.go. What is to be had of hosts of
 // another zone only is for far.go to say.
 type Leech struct {
 	rand     *rand.Rand
 	pieces   int
-	known    int
 	size     int64
 	pieceLen int64
 
@@ -62,8 +67,7 @@ type Leech struct {
 	lateAt  time.Duration // nothing is late before
 	far     far
 
-	also  []*Peer
-	freed []int
+	also []*Peer
 }
 
 // Peer is the other end of one connection.
@@ -89,7 +93,7 @@ type ask struct {
 func NewLeech(size, pieceLen int64, have func(i int) bool, r *rand.Rand) *Leech {
 	n := int((size + pieceLen - 1) / pieceLen)
 	l := &Leech{
-		rand: r, pieces: n, known: n, size: size, pieceLen: pieceLen,
+		rand: r, pieces: n, size: size, pieceLen: pieceLen,
 		lacked: newBitset(n), free: newBitset(n), copies: make([]int32, n),
 	}
 	for i := range n {
@@ -101,10 +105,6 @@ func NewLeech(size, pieceLen int64, have func(i int) bool, r *rand.Rand) *Leech 
 	}
 	return l
 }
-
-// Known says that only pieces [0, n) may be asked for, as the others' hashes
-// are not known yet. All may from the start.
-func (l *Leech) Known(n int) { l.known = min(n, l.pieces) }
 
 // Missing is how many pieces are not verified yet.
 func (l *Leech) Missing() int { return l.missing }
@@ -128,17 +128,13 @@ func (l *Leech) Add(kind PeerKind, now time.Duration) *Peer {
 }
 
 // Remove ends a connection. What was asked of p and of nobody else can be asked
-// elsewhere; it is returned, and valid until the next call.
-func (l *Leech) Remove(p *Peer) (freed []int) {
-	l.freed = l.freed[:0]
+// elsewhere.
+func (l *Leech) Remove(p *Peer) {
 	if p.gone {
-		return l.freed
+		return
 	}
 	for len(p.asked) > 0 {
-		i := p.asked[0].piece
-		if l.Drop(p, i); l.free.has(i) {
-			l.freed = append(l.freed, i)
-		}
+		l.Drop(p, p.asked[0].piece)
 	}
 	p.gone = true
 	l.peers = slices.DeleteFunc(l.peers, func(o *Peer) bool { return o == p })
@@ -146,7 +142,6 @@ func (l *Leech) Remove(p *Peer) (freed []int) {
 		l.near--
 		p.has.each(func(i int) { l.copies[i]-- })
 	}
-	return l.freed
 }
 
 // Have notes that p has piece i.
@@ -157,13 +152,6 @@ func (l *Leech) Have(p *Peer, i int) {
 	p.has.add(i)
 	if p.kind == Near {
 		l.copies[i]++
-	}
-}
-
-// HaveAll notes that p has every piece.
-func (l *Leech) HaveAll(p *Peer) {
-	for i := range l.pieces {
-		l.Have(p, i)
 	}
 }
 
@@ -187,9 +175,6 @@ func (l *Leech) Drop(p *Peer, i int) {
 		l.free.add(i)
 	}
 }
-
-// Interesting says whether p has a piece that is lacked here.
-func (l *Leech) Interesting(p *Peer) bool { return p.has.meets(l.lacked) }
 
 // Progress notes that n bytes of piece i came from p.
 func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
@@ -270,18 +255,24 @@ func (l *Leech) choose(p *Peer, now time.Duration) (int, bool) {
 		return l.far.choose(l, p, now)
 	}
 	for _, f := range l.fronts {
-		if i, ok := l.free.firstIn(p.has, f, min(f+window, l.known)); ok {
+		if i, ok := l.free.firstIn(p.has, f, min(f+window, l.pieces)); ok {
 			return i, true
 		}
 	}
-	return l.rarest(p)
+	rarest, ok := l.rarest(p)
+	if ok && len(l.fronts) > 0 && int(l.copies[rarest])*common >= l.near {
+		if i, ok := l.free.firstIn(p.has, l.fronts[0], l.pieces); ok {
+			return i, true
+		}
+	}
+	return rarest, ok
 }
 
 // rarest picks the free piece of p's that the fewest near hosts have, at random
 // among equals: it looks at sample pieces from a random place on.
 func (l *Leech) rarest(p *Peer) (int, bool) {
 	best, copies, ties, seen := -1, int32(0), 0, 0
-	words := (l.known + 63) / 64
+	words := (l.pieces + 63) / 64
 	if words == 0 {
 		return 0, false
 	}
@@ -293,9 +284,6 @@ func (l *Leech) rarest(p *Peer) (int, bool) {
 		}
 		for x := p.has[w] & l.free[w]; x != 0; x &= x - 1 {
 			i := w<<6 + bits.TrailingZeros64(x)
-			if i >= l.known {
-				break
-			}
 			seen++
 			switch c := l.copies[i]; {
 			case best < 0 || c < copies:

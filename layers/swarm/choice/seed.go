@@ -257,8 +257,8 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 }
 
 // Moves returns what to tell hosts now. It is to be called after anything else
-// that was told to the Seed, and at [Seed.Wake]. The slice is valid until the
-// next call.
+// that was told to the Seed, and some times a second. The slice is valid until
+// the next call.
 func (s *Seed) Moves(now time.Duration) []Move {
 	s.moves, s.looked = s.moves[:0], now
 	s.unseat(now)
@@ -273,29 +273,6 @@ func (s *Seed) Moves(now time.Duration) []Move {
 		s.reveal(h, i, first, now)
 	}
 	return s.moves
-}
-
-// Wake says when Moves may have something although nothing happened: when what
-// a host has open, or alone, does not count any more, or is to be taken back.
-func (s *Seed) Wake() (at time.Duration, ok bool) {
-	sooner := func(t time.Duration) {
-		if t > s.looked && (!ok || t < at) {
-			at, ok = t, true
-		}
-	}
-	for _, h := range s.hosts {
-		if len(h.open) > 0 {
-			sooner(h.open[0].at + s.stale())
-			sooner(h.open[0].at + sittingAfter)
-		}
-		if !h.silent && h.owes() {
-			sooner(h.heard + s.silence())
-		}
-	}
-	for _, f := range s.lone {
-		sooner(f.at + s.stale())
-	}
-	return at, ok
 }
 
 // budget is how many pieces may be open in all: those that wait for our link,

@@ -374,21 +374,14 @@ func TestSourcesShare(t *testing.T) {
 	}
 }
 
-func TestSeedWakes(t *testing.T) {
+func TestWhatNobodyAsksForIsTakenBack(t *testing.T) {
 	s := newSource(t, 10)
-	if at, ok := s.Wake(); ok {
-		t.Errorf("Wake = %v with no hosts", at)
-	}
 	h := s.add("")
 	s.hosts[h].deaf = true
-	s.move()
-	for n := 0; s.hosts[h].taken == 0; n++ {
-		at, ok := s.Wake()
-		if !ok || at <= s.now || n > 10 {
-			t.Fatalf("Wake = %v, %v at %v, with reveals that nobody asks for", at, ok, s.now)
+	for s.move(); s.hosts[h].taken == 0; s.move() {
+		if s.now += 100 * time.Millisecond; s.now > time.Minute {
+			t.Fatalf("reveals that nobody asks for stand after %v", s.now)
 		}
-		s.now = at
-		s.move()
 	}
 }
 

@@ -19,16 +19,16 @@ func TestBenchSim(t *testing.T) {
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	only := regexp.MustCompile(os.Getenv("MURDER_SIM"))
-	fmt.Printf("bench %-48s %7s %6s %6s %6s %7s %7s %7s %12s %7s %7s %6s\n", "scenario", "pieces",
-		"p50", "p99", "max", "p99/T*", "copies", "crossed", "first byte", "stall", "twice", "took")
+	fmt.Printf("bench %-48s %7s %6s %6s %6s %7s %7s %7s %12s %6s %7s %7s %6s\n", "scenario", "pieces",
+		"p50", "p99", "max", "p99/T*", "copies", "crossed", "first byte", "half", "stall", "twice", "took")
 	for _, s := range scenarios() {
 		if !only.MatchString(s.name) {
 			continue
 		}
 		r := simulate(s.config)
-		fmt.Printf("bench %-48s %7d %6.3f %6.3f %6.3f %7.3f %7.3f %7.2f %5.2f/%-5.2fs %6.2fs %6.2f%% %5.0fs",
+		fmt.Printf("bench %-48s %7d %6.3f %6.3f %6.3f %7.3f %7.3f %7.2f %5.2f/%-5.2fs %6.2f %6.2fs %6.2f%% %5.0fs",
 			s.name, s.pieces(), r.p50, r.p99, r.max, r.p99Best, r.copies, r.cross, r.first.Seconds(), r.last.Seconds(),
-			r.stall.Seconds(), 100*r.twice, r.took.Seconds())
+			r.half, r.stall.Seconds(), 100*r.twice, r.took.Seconds())
 		if r.slow > 0 {
 			fmt.Printf("  fast %.3f, slow %.3f over their own limits", r.fast, r.slow)
 		}

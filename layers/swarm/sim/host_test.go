@@ -136,6 +136,9 @@ func (w *world) read(n *node) {
 	for n.front < w.pieces && n.has[n.front] {
 		n.front++
 	}
+	if n.half == 0 && n.front >= w.pieces/2 {
+		n.half = w.now
+	}
 	n.leech.Wanted([]int{n.front})
 }
 

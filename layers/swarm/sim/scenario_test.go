@@ -69,6 +69,7 @@ type result struct {
 	fast, slow    float64 // max over its own limit, of fast hosts and of those of half the rate
 	first, last   time.Duration
 	stall         time.Duration
+	half          float64 // when the median host had half of the blob in order
 	copies        float64 // sent by sources
 	cross         float64 // copies that came into the far zone
 	twice         float64 // received twice, per host
@@ -88,7 +89,7 @@ func simulate(c config) result {
 func (w *world) result() result {
 	c := w.conf
 	r := result{events: w.events, cross: float64(w.cross[0]) / float64(c.size)}
-	var times, firsts []float64
+	var times, firsts, halves []float64
 	for _, n := range w.hosts {
 		r.twice += float64(n.twice) / float64(c.size) / float64(c.hosts)
 		switch {
@@ -106,6 +107,7 @@ func (w *world) result() result {
 		}
 		times = append(times, t)
 		firsts = append(firsts, float64(n.first-n.joined))
+		halves = append(halves, float64(n.half-n.joined)/float64(c.limit()))
 		r.stall = max(r.stall, time.Duration(n.stall))
 	}
 	for _, n := range w.source {
@@ -113,6 +115,7 @@ func (w *world) result() result {
 	}
 	r.p50, r.p99, r.max = quantile(times, .5), quantile(times, .99), quantile(times, 1)
 	r.p99Best = r.p99 * float64(c.limit()) / float64(c.best())
+	r.half = quantile(halves, .5)
 	r.first, r.last = time.Duration(quantile(firsts, .5)), time.Duration(quantile(firsts, 1))
 	return r
 }
@@ -126,8 +129,8 @@ func quantile(values []float64, q float64) float64 {
 }
 
 func (r result) String() string {
-	s := fmt.Sprintf("p50 %.3f p99 %.3f max %.3f, p99/T* %.3f; copies %.3f; first byte %.2f/%.2f s, stall %.2f s",
-		r.p50, r.p99, r.max, r.p99Best, r.copies, r.first.Seconds(), r.last.Seconds(), r.stall.Seconds())
+	s := fmt.Sprintf("p50 %.3f p99 %.3f max %.3f, p99/T* %.3f; copies %.3f; first byte %.2f/%.2f s, half %.2f, stall %.2f s",
+		r.p50, r.p99, r.max, r.p99Best, r.copies, r.first.Seconds(), r.last.Seconds(), r.half, r.stall.Seconds())
 	if r.slow > 0 {
 		s += fmt.Sprintf("; fast %.3f slow %.3f", r.fast, r.slow)
 	}

@@ -1,8 +1,6 @@
 package sim
 
 import (
-	"math"
-
 	"github.com/murderp2p/murder/layers/swarm/choice"
 )
 
@@ -10,6 +8,7 @@ import (
 func (w *world) open(n *node) {
 	n.seed = choice.NewSeed(w.pieces, n.rand)
 	n.seed.Shared(w.conf.sources)
+	w.put(int64(wakeEvery), evWake, n, nil, 0)
 	if w.conf.cold > 0 {
 		n.seed.Here(0)
 		w.put(w.fetchTime(0), evHere, n, nil, 1)
@@ -44,15 +43,10 @@ func (w *world) reveal(n *node) {
 			}
 		}
 	}
-	if at, ok := n.seed.Wake(); ok && int64(at) < n.wake {
-		n.wake = max(int64(at), w.now+1)
-		w.put(n.wake-w.now, evWake, n, nil, 0)
-	}
 }
 
+// wake has a source look now and then for hosts that it waits for in vain.
 func (w *world) wake(n *node) {
-	if n.wake == w.now {
-		n.wake = math.MaxInt64
-		w.reveal(n)
-	}
+	w.reveal(n)
+	w.put(int64(wakeEvery), evWake, n, nil, 0)
 }

@@ -17,16 +17,20 @@ func (w *world) requested(s *side, piece int32) {
 }
 
 func (w *world) lineUp(s *side) {
-	if s.lined || len(s.queue) == 0 {
+	if len(s.queue) == 0 || s.closed {
 		return
 	}
-	s.lined = true
 	has := 0
 	if l := s.other.at.leech; l != nil && s.host == nil {
 		has = w.pieces - l.Missing()
 	}
-	s.turn = choice.NewTurn(has, w.pieces, w.time())
-	s.at.line = append(s.at.line, s)
+	s.at.line.Add(s.taker, choice.NewTurn(has, w.pieces, w.time()))
+}
+
+// turnBegins: it is s's turn to be served.
+func (s *side) turnBegins() {
+	s.chunk = 0
+	s.at.serving = append(s.at.serving, s)
 }
 
 // cancelled takes a piece out of what s's other end asked for.
@@ -35,13 +39,12 @@ func (w *world) cancelled(s *side, piece int32) {
 	switch {
 	case k < 0:
 		return
-	case k == 0 && slices.Contains(s.at.serving, s):
+	case k == 0 && s.taker.Served():
 		w.endTurn(s)
 	default:
 		s.queue = slices.Delete(s.queue, k, k+1)
 		if len(s.queue) == 0 {
-			s.at.line = without(s.at.line, s)
-			s.lined = false
+			s.at.line.Remove(s.taker)
 		}
 	}
 	w.serve(s.at)
@@ -52,7 +55,7 @@ func (w *world) serve(n *node) {
 	if n.sending || n.dead {
 		return
 	}
-	w.grant(n)
+	n.line.Grant(w.time())
 	for range n.serving {
 		n.next = (n.next + 1) % len(n.serving)
 		if s := n.serving[n.next]; s.flying < inFlight {
@@ -63,41 +66,12 @@ func (w *world) serve(n *node) {
 	}
 }
 
-// grant gives a turn to who comes first, if there is one to give. One that takes
-// long does not count.
-func (w *world) grant(n *node) {
-	busy := 0
-	for _, s := range n.serving {
-		if s.slow = s.slow || w.now-s.began > n.long(); !s.slow {
-			busy++
-		}
-	}
-	for ; len(n.line) > 0 && busy < turnsAtOnce; busy++ {
-		s := slices.MinFunc(n.line, func(a, b *side) int {
-			switch {
-			case a.turn.Before(b.turn):
-				return -1
-			case b.turn.Before(a.turn):
-				return 1
-			}
-			return 0
-		})
-		n.line = without(n.line, s)
-		s.chunk, s.began, s.slow = 0, w.now, false
-		n.serving = append(n.serving, s)
-	}
-}
-
-// long is more than a turn should take.
-func (n *node) long() int64 { return max(2*n.usual, int64(slowTurn)) }
-
 // endTurn takes queue[0] as served and puts the side in line again.
 func (w *world) endTurn(s *side) {
 	n := s.at
 	n.serving = without(n.serving, s)
-	n.usual += (min(w.now-s.began, 2*n.long()) - n.usual) / 8
+	n.line.End(s.taker, w.time())
 	s.queue = slices.Delete(s.queue, 0, 1)
-	s.lined = false
 	w.lineUp(s)
 }
 

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -33,6 +32,8 @@ const (
 	// tickEvery is how often a host looks for what is late. (The engine does so five
 	// times as often, which is seldom of use and would take most of the time here.)
 	tickEvery = 500 * time.Millisecond
+	// wakeEvery is how often a source does.
+	wakeEvery = 100 * time.Millisecond
 	// slowTurn is the least time after which a turn may count as a slow one.
 	slowTurn = 100 * time.Millisecond
 	// askAgain is how often a host asks the tracker, and askPause how long it waits
@@ -51,7 +52,7 @@ const (
 	evTick         // node looks for what is late
 	evTracker      // node asks the tracker for more
 	evHere         // source node has fetched pieces up to piece
-	evWake         // source node may have something to say
+	evWake         // source node looks for who does not answer
 	evSent         // a chunk has left the uplink of side's node
 	evCrossed      // a chunk of piece that side sent has left the link between zones
 	evArrived      // a chunk of piece that side sent has arrived
@@ -112,7 +113,7 @@ func newWorld(c config) *world {
 
 func (w *world) newNode(id int) *node {
 	return &node{
-		id: id, up: 1e9 / w.conf.rate, down: 1e9 / w.conf.rate, wake: math.MaxInt64,
+		id: id, line: choice.NewLine(turnsAtOnce, slowTurn), up: 1e9 / w.conf.rate, down: 1e9 / w.conf.rate,
 		rand: rand.New(rand.NewPCG(w.conf.seed, uint64(id)+2)), has: make([]bool, w.pieces),
 	}
 }
@@ -201,13 +202,11 @@ type node struct {
 	sides    []*side
 	dead     bool
 
-	line     []*side // ask for something and wait for their turn
-	serving  []*side // have it
+	line     *choice.Line
+	serving  []*side // whose turn it is
 	next     int     // which of these is sent to
-	usual    int64   // how long turns take
 	sending  bool
 	downFree int64
-	wake     int64 // when a source is to be woken
 
 	has     []bool
 	front   int // what its reader waits for
@@ -216,6 +215,7 @@ type node struct {
 	asked   int64 // when it last asked the tracker
 	askAt   int64 // when it is to ask again
 	first   int64 // when it had piece 0
+	half    int64 // when its reader had half of the blob
 	stall   int64 // the longest time its reader had to wait
 	done    int64
 	sent    int64 // bytes
@@ -231,12 +231,9 @@ type side struct {
 
 	// What the other gets of us.
 	queue  []int32 // pieces it asked for
-	lined  bool    // in at.line or at.serving
-	turn   choice.Turn
-	began  int64 // its turn
-	slow   bool  // its turn takes long and does not count any more
-	chunk  int   // chunks of queue[0] sent
-	flying int   // chunks sent that have not arrived
+	taker  *choice.Taker
+	chunk  int // chunks of queue[0] sent
+	flying int // chunks sent that have not arrived
 
 	// What we get of it.
 	coming int32 // piece
@@ -252,6 +249,7 @@ func (w *world) connect(a, b *node) {
 	}
 	sa, sb := &side{at: a, coming: -1}, &side{at: b, coming: -1}
 	sa.other, sb.other = sb, sa
+	sa.taker, sb.taker = choice.NewTaker(sa.turnBegins), choice.NewTaker(sb.turnBegins)
 	a.sides, b.sides = append(a.sides, sa), append(b.sides, sb)
 	w.meet(sa)
 	w.meet(sb)
@@ -331,7 +329,7 @@ func (w *world) gone(s *side) {
 	}
 	s.closed = true
 	n.sides = without(n.sides, s)
-	n.line = without(n.line, s)
+	n.line.Remove(s.taker)
 	n.serving = without(n.serving, s)
 	w.serve(n)
 	if n.seed != nil {
