@@ -199,6 +199,9 @@ func (s *Store) openArrival(d digest.Digest, size int64, origin string) (*arriva
 
 // create begins an arrival with an empty file.
 func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, error) {
+	if err := s.makeSpace(size); err != nil {
+		return nil, err
+	}
 	// A crash that loses this costs a beginning anew.
 	if err := os.WriteFile(s.partialPath(d)+originSuffix, []byte(origin), 0o600); err != nil {
 		return nil, err
@@ -210,6 +213,7 @@ func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, er
 	if err := reserve(f, size); err != nil {
 		return nil, errors.Join(err, f.Close(), remove(f.Name()))
 	}
+	s.space.gained(-size)
 	a := newArrival(d, size, f)
 	a.origin = origin
 	return a, nil

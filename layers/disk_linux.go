@@ -53,6 +53,15 @@ func reserve(f *os.File, size int64) error {
 	return os.NewSyscallError("fallocate", err)
 }
 
+// diskFree returns how many bytes an ordinary user may still write to the disk of dir.
+func diskFree(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, os.NewSyscallError("statfs", err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
 // lock takes f for this process, until f is closed. It returns errLocked when another
 // process has it.
 func lock(f *os.File) error {

@@ -3,6 +3,7 @@
 package layers
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 )
@@ -21,6 +22,9 @@ func allocated(fi fs.FileInfo) int64 { return fi.Size() }
 
 // reserve reserves nothing.
 func reserve(*os.File, int64) error { return nil }
+
+// diskFree cannot tell.
+func diskFree(string) (int64, error) { return 0, errors.ErrUnsupported }
 
 // lock locks nothing.
 func lock(*os.File) error { return nil }

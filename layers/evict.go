@@ -129,22 +129,18 @@ func (s *Store) grow(n int64) {
 	}
 }
 
-// full tells whether the limit is exceeded. s.mu is held.
+// full tells whether the limit is exceeded, or the disk short. s.mu is held.
 func (s *Store) full() bool {
-	return s.limit > 0 && s.bytes+s.arriving > s.limit
+	return s.short > 0 || s.limit > 0 && s.bytes+s.arriving > s.limit
 }
 
-// trim evicts until the limit is kept, or nothing is left that may go.
+// trim evicts until the limit is kept, or nothing is left that may go. Others get at
+// the names between two blobs.
 func (s *Store) trim() {
-	for {
-		d, whole := s.evict()
-		if d == "" {
-			return
-		}
-		s.log.Debug("evicted", "digest", d, "whole", whole)
-		if whole && s.onEvict != nil {
-			s.told.put(d)
-		}
+	for more := true; more; {
+		s.names.Lock()
+		more = s.evict()
+		s.names.Unlock()
 	}
 }
 
@@ -193,26 +189,32 @@ func (q *evictions) take() []digest.Digest {
 }
 
 // evict removes the least recently used blob, or what rests of an arrival if that was
-// left alone for longer. It returns "" if there is nothing to remove, or no need.
-func (s *Store) evict() (d digest.Digest, whole bool) {
-	s.names.Lock()
-	defer s.names.Unlock()
+// left alone for longer. It returns false if there is nothing to remove, or no need.
+// s.names is held.
+func (s *Store) evict() bool {
 	e, r := s.victim()
+	var d digest.Digest
 	var err error
 	switch {
 	case e != nil:
-		d, whole = e.digest, true
+		d = e.digest
 		err = s.unlink(d)
 	case r != nil:
 		d = r.digest
 		err = s.unlinkPartial(d)
+	default:
+		return false
+	}
+	s.log.Debug("evicted", "digest", d, "whole", e != nil)
+	if e != nil && s.onEvict != nil {
+		s.told.put(d)
 	}
 	if err != nil {
 		// It is not counted any more, so that the next one goes: the next
 		// OpenStore finds it again.
 		s.log.Error("evicted blob could not be removed", "digest", d, "err", err)
 	}
-	return d, whole
+	return true
 }
 
 // victim takes what is to be evicted next out of the maps: an entry, a rest, or
@@ -230,16 +232,19 @@ func (s *Store) victim() (*entry, *rest) {
 		}
 	}
 	var e *entry
-	if back := s.idle.Back(); back != nil && back.Value != s.newest {
+	// What others need of the disk goes before the newest blob.
+	if back := s.idle.Back(); back != nil && (back.Value != s.newest || s.short > 0) {
 		e = back.Value.(*entry)
 	}
 	if oldest != nil && (e == nil || oldest.since.Before(e.used)) {
 		s.dropRest(oldest)
+		s.freed(oldest.bytes)
 		return nil, oldest
 	}
 	if e != nil {
 		s.evictions++
 		s.drop(e)
+		s.freed(e.size)
 	}
 	return e, nil
 }

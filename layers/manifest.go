@@ -82,6 +82,12 @@ func (s *Store) has(e *entry) bool {
 
 // putBlob stores a blob that is in memory and verified, and pins it.
 func (s *Store) putBlob(d digest.Digest, content []byte) (*entry, error) {
+	s.names.Lock()
+	err := s.makeSpace(int64(len(content)))
+	s.names.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	temp, err := writeTemp(s.partialDir(), content)
 	if err != nil {
 		return nil, err

@@ -48,6 +48,9 @@ type StoreConfig struct {
 	// recently used goes first, and never one that is open. What arrives counts
 	// too, and the limit is kept to within one blob.
 	Limit int64
+	// MinFree is how many bytes of the disk are left free, whoever fills it: idle
+	// blobs go, and what is new is refused with ENOSPC. 0 is down to the last byte.
+	MinFree int64
 	// Log is where the store reports; nil is slog.Default().
 	Log *slog.Logger
 	// OnEvict is told of each blob that went to make room, soon after it has gone, so
@@ -70,6 +73,8 @@ type Store struct {
 	index   *index
 	locked  *os.File // held open while the folder is ours; nil if it could not be
 
+	space *space // on the disk
+
 	// Callers who need the same work done on a digest share it.
 	opening, hashing singleflight.Group
 
@@ -88,6 +93,7 @@ type Store struct {
 	idle      *list.List // of the entries nobody has open, most recently used first
 	newest    *entry     // the last one used; its eviction would be untimely
 	bytes     int64      // of blobs
+	short     int64      // bytes by which the disk has less free than it should
 	arriving  int64      // received bytes of partials and rests
 	evictions int64
 	partials  map[digest.Digest]*Partial // not yet at rest
@@ -117,6 +123,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		onEvict:  cfg.OnEvict,
 		told:     evictions{ready: make(chan struct{}, 1)},
 		stop:     make(chan struct{}),
+		space:    newSpace(cfg.Dir, cfg.MinFree),
 		blobs:    make(map[digest.Digest]*entry),
 		idle:     list.New(),
 		partials: make(map[digest.Digest]*Partial),
@@ -133,6 +140,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	if s.onEvict != nil {
 		s.running.Go(s.tell)
 	}
+	s.running.Go(s.watch)
 	s.trim()
 	return s, nil
 }

@@ -86,7 +86,11 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if d.dataDir, err = filepath.Abs(c.String("data-dir")); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, Log: d.log, OnEvict: d.evicted})
+	minFree, err := minFreeFlag(c)
+	if err != nil {
+		return nil, fmt.Errorf("free space: %w", err)
+	}
+	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, MinFree: minFree, Log: d.log, OnEvict: d.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}

@@ -52,6 +52,7 @@ func daemonFlags(d daemonDefaults) []cli.Flag {
 		textOf("advertise", "", "`IP` or IP:PORT that peers are told (default: that of the route to the seeder)", checkAdvertise),
 		textOf("data-dir", d.dataDir, "`DIR` of the cache, an OCI image layout", checkNotEmpty),
 		typed("cache-size", d.cacheSize, "`SIZE` of the cache: 100GiB, a share of its disk such as 80%, or 0 for no limit", parseCacheSize),
+		typed("min-free", "5%", "`SIZE` of the disk that is left free, whoever fills it: 20GiB, a share of the disk such as 5%, or 0", parseMinFree),
 		typed("upload-limit", "0", "`RATE` at which peers are served: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		typed("download-limit", "0", "`RATE` at which the swarm is drawn on: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		textOf("zone", "", "`NAME` of the rack or zone this host is in; peers of the same are preferred", checkZone),
@@ -94,6 +95,11 @@ func rateFlag(c *cli.Context, name string) int64 { return flagValue[int64](c, na
 // cacheLimitFlag is --cache-size in bytes for a cache in --data-dir; 0 is no limit. An error means that the size of the disk is unknown.
 func cacheLimitFlag(c *cli.Context) (int64, error) {
 	return flagValue[cacheSize](c, "cache-size").limit(c.String("data-dir"))
+}
+
+// minFreeFlag is --min-free in bytes, of the disk of --data-dir. An error means that the size of the disk is unknown.
+func minFreeFlag(c *cli.Context) (int64, error) {
+	return flagValue[cacheSize](c, "min-free").limit(c.String("data-dir"))
 }
 
 // listFlag is the value of a repeatable flag, without the empty items that an empty environment variable leaves.

@@ -84,7 +84,7 @@ func TestDaemonFlagsRefuse(t *testing.T) {
 		{"listen", "7080"}, {"listen", "host:http"}, {"listen", ":70800"}, {"peer-listen", ""},
 		{"advertise", "host"}, {"advertise", "0.0.0.0"}, {"advertise", "10.0.0.7:0"},
 		{"data-dir", ""},
-		{"cache-size", "120%"}, {"cache-size", "0%"}, {"cache-size", "12 parsecs"}, {"cache-size", "-1"}, {"cache-size", "MiB"},
+		{"cache-size", "120%"}, {"cache-size", "0%"}, {"cache-size", "12 parsecs"}, {"cache-size", "-1"}, {"cache-size", "MiB"}, {"min-free", "-5%"},
 		{"upload-limit", "fast"}, {"upload-limit", "500M"}, {"upload-limit", "1e99"}, {"download-limit", "0.001"},
 		{"zone", "a b"}, {"zone", strings.Repeat("z", 65)},
 		{"insecure-registry", "http://r:5000"}, {"insecure-registry", "r:5000/x"},

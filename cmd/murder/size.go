@@ -67,10 +67,19 @@ func parseQuantity(s string, units map[string]float64) (int64, bool) {
 	return int64(n), true
 }
 
-// cacheSize is a limit of the cache: bytes, or a share of the disk that the cache lies on when percent is set.
+// cacheSize is a limit of the cache, or what it leaves free: bytes, or a share of the disk that the cache lies on when percent is set.
 type cacheSize struct {
-	bytes   int64 // 0 is no limit, unless percent is set
+	bytes   int64 // unless percent is set; 0 is no limit
 	percent float64
+}
+
+// parseMinFree reads 20GiB, 5% or 0.
+func parseMinFree(s string) (cacheSize, error) {
+	size, err := parseCacheSize(s)
+	if err != nil {
+		return size, errors.New("free space is written as 20GiB, as a share of the disk such as 5%, or 0")
+	}
+	return size, nil
 }
 
 // parseCacheSize reads 100GiB, 80% or 0.

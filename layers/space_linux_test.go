@@ -1,0 +1,125 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// smallDisk is a folder on a disk of its own of size bytes.
+func smallDisk(t testing.TB, size string) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can mount a disk")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// eventually waits until ok is true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(timeout); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: not within %v", what, timeout)
+		}
+	}
+}
+
+func mustFree(t testing.TB, dir string) int64 {
+	t.Helper()
+	free, err := diskFree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return free
+}
+
+// The cache gives way to whoever fills the disk, down to the last idle blob, and takes
+// nothing that would leave less free than it should.
+func TestMinFree(t *testing.T) {
+	const mib = 1 << 20
+	dir := smallDisk(t, "16m")
+	s := openStore(t, StoreConfig{Dir: dir + "/cache", MinFree: 4 * mib})
+	for i := range 10 {
+		put(t, s, content(uint64(i), 2*mib))
+	}
+	if free := mustFree(t, dir); free < 4*mib {
+		t.Errorf("%d bytes are free, want %d", free, 4*mib)
+	}
+	if u := s.Usage(); u.Blobs < 4 {
+		t.Errorf("%d blobs are left, though there is room for more", u.Blobs)
+	}
+	kept := put(t, s, content(99, mib))
+	open, err := s.Open(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+
+	for i := 0; s.Usage().Blobs > 1; i++ {
+		if err := os.WriteFile(fmt.Sprint(dir, "/other", i), make([]byte, 3*mib), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "idle blobs give way", func() bool { return mustFree(t, dir) >= 4*mib || s.Usage().Blobs == 1 })
+	}
+	if err := os.WriteFile(dir+"/last", make([]byte, 3*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.Stat(kept); !ok {
+		t.Error("a blob that was open has gone")
+	}
+	b := content(100, mib)
+	eventually(t, "a blob is refused", func() bool {
+		p, err := s.Partial(sha256Of(b), mib, "registry.test")
+		if err == nil {
+			p.Fail(errors.New("given up"))
+			<-p.atRest
+		}
+		return errors.Is(err, syscall.ENOSPC)
+	})
+	if err := os.Remove(dir + "/other0"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "blobs are taken again", func() bool {
+		p, err := s.Partial(sha256Of(b), mib, "registry.test")
+		if err != nil {
+			return false
+		}
+		if err := p.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		await(t, p.Done())
+		return p.Err() == nil
+	})
+}
+
+// For a blob that would not fit anyway nothing is evicted.
+func TestBlobAboveFreeSpace(t *testing.T) {
+	const mib = 1 << 20
+	dir := smallDisk(t, "8m")
+	s := openStore(t, StoreConfig{Dir: dir, MinFree: mib})
+	d := put(t, s, content(1, 2*mib))
+	b := content(2, 16)
+	if _, err := s.Partial(sha256Of(b), 64*mib, "registry.test"); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a blob larger than the disk: %v, want ENOSPC", err)
+	}
+	if _, ok := s.Stat(d); !ok {
+		t.Error("a blob was evicted for nothing")
+	}
+}
