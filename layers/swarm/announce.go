@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// announces is how many may be under way at once, whatever the number of swarms,
-	// those held by their trackers not counted.
+	// announces is how many may be under way at once at one tracker, whatever the number
+	// of swarms, those that it holds not counted.
 	announces = 8
 	// announceTimeout is how long a tracker may take for one.
 	announceTimeout = 5 * time.Second
@@ -26,8 +26,8 @@ const (
 	// holdFor is how long a tracker is asked to hold an answer until there is a peer
 	// to tell of; ours holds no longer.
 	holdFor = 25 * time.Second
-	// holds is how many announces may be held at once: each costs the tracker and us
-	// a connection.
+	// holds is how many announces a tracker may hold at once: each costs it and us a
+	// connection.
 	holds = 32
 	// holdPause is between two held announces of a swarm: those who come together are
 	// told of together.
@@ -36,8 +36,8 @@ const (
 	// and gather how long it waits for more of them to go: a failing switch takes many.
 	needPause, gather = 2 * time.Second, 200 * time.Millisecond
 	// spread is what each swarm that is announced already adds to the time within
-	// which a new one first is. One blob is announced at once; those of a full
-	// cache, all shared at the start, over some seconds.
+	// which one of a whole blob first is: those of a full cache, all shared at the
+	// start, come over some seconds. Who lacks something is announced at once.
 	spread = 10 * time.Millisecond
 	// retryMin and retryMax bound the pause after a tracker that did not answer.
 	retryMin, retryMax = time.Second, 30 * time.Second
@@ -52,10 +52,18 @@ type member interface {
 	wants() int   // how many more peers are of use now
 	// meet takes what a tracker tells: addresses of peers, and how many hosts have
 	// the whole blob.
-	meet(addrs []netip.AddrPort, complete int)
+	meet(tracker string, addrs []netip.AddrPort, complete int)
 }
 
-// announcer tells trackers which swarms this host is in and takes peers from them.
+// announcers are one of each tracker: one that hangs holds up none of the others.
+type announcers struct {
+	ask  tracker
+	log  *slog.Logger
+	mu   sync.Mutex // guards the rest
+	each map[string]*announcer
+}
+
+// announcer tells a tracker which swarms this host is in and takes peers from it.
 //
 // A swarm that lacks peers and bytes is announced with the wish that the answer be
 // held until there is a peer to tell of, again and again, if the tracker does that
@@ -66,7 +74,8 @@ type member interface {
 // A tracker that was started anew knows nobody. It has another ID then, and all of its
 // swarms are announced again soon once one answer has shown it.
 type announcer struct {
-	tracker tracker
+	url     string
+	ask     tracker
 	log     *slog.Logger
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -74,16 +83,16 @@ type announcer struct {
 
 	mu      sync.Mutex // guards the rest; held for queue work only
 	queue   queue
-	busy    int               // posts being announced
-	holding int               // posts whose next answer, or the one under way, may be held
-	closing bool              // run ends when the queue is empty
-	silent  map[string]bool   // trackers that did not answer the last time
-	ids     map[string]string // of the trackers that have one
+	busy    int    // posts being announced
+	holding int    // posts whose next answer, or the one under way, may be held
+	closing bool   // run ends when the queue is empty
+	silent  bool   // the tracker did not answer the last time
+	id      string // of the tracker, if it has one
 }
 
 // post is one tracker of one swarm.
 type post struct {
-	url    string
+	of     *announcer
 	swarm  member
 	name   layers.InfoHash
 	at     time.Time // when to announce next
@@ -98,36 +107,67 @@ type post struct {
 	cut    func()    // ends the announce under way if it may be held; else nil
 }
 
-func newAnnouncer(cfg Config, port uint16, peerID [20]byte) *announcer {
+func newAnnouncers(cfg Config, port uint16, peerID [20]byte) *announcers {
 	if cfg.HTTP == nil {
 		cfg.HTTP = &http.Client{Transport: &http.Transport{
 			MaxIdleConnsPerHost: 2,                // each costs the tracker 20 KiB
 			IdleConnTimeout:     90 * time.Second, // outlasts an interval
 		}}
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	a := &announcer{
-		tracker: tracker{http: cfg.HTTP, port: port, peerID: peerID, zone: cfg.Zone, advertise: cfg.Advertise},
-		log:     cfg.Log, stop: stop,
-		changed: make(chan struct{}, 1),
-		silent:  make(map[string]bool),
-		ids:     make(map[string]string),
+	return &announcers{
+		ask: tracker{http: cfg.HTTP, port: port, peerID: peerID, zone: cfg.Zone, advertise: cfg.Advertise},
+		log: cfg.Log, each: make(map[string]*announcer),
 	}
-	a.running.Go(func() { a.run(ctx) })
+}
+
+// of returns the announcer of the tracker at url.
+func (all *announcers) of(url string) *announcer {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	a := all.each[url]
+	if a == nil {
+		ctx, stop := context.WithCancel(context.Background())
+		a = &announcer{url: url, ask: all.ask, log: all.log, stop: stop, changed: make(chan struct{}, 1)}
+		a.running.Go(func() { a.run(ctx) })
+		all.each[url] = a
+	}
 	return a
 }
 
 // add begins to announce a swarm under a name.
-func (a *announcer) add(m member, name layers.InfoHash, trackers []string) []*post {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (all *announcers) add(m member, name layers.InfoHash, trackers []string) []*post {
 	posts := make([]*post, len(trackers))
 	for i, url := range trackers {
-		posts[i] = &post{url: url, swarm: m, name: name, event: eventStarted, at: a.soon()}
-		heap.Push(&a.queue, posts[i])
+		posts[i] = all.of(url).add(m, name)
 	}
-	a.wake()
 	return posts
+}
+
+// close waits until every goodbye has been said, but no longer than timeout, and
+// stops. All swarms must have been removed.
+func (all *announcers) close(timeout time.Duration) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	var closing sync.WaitGroup
+	for _, a := range all.each {
+		closing.Go(func() { a.close(timeout) })
+	}
+	closing.Wait()
+	all.ask.http.CloseIdleConnections()
+}
+
+// add begins to announce a swarm under a name.
+func (a *announcer) add(m member, name layers.InfoHash) *post {
+	whole := m.lacks() == 0
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := &post{of: a, swarm: m, name: name, event: eventStarted, at: time.Now()}
+	if whole {
+		p.at = a.soon()
+	}
+	heap.Push(&a.queue, p)
+	a.wake()
+	return p
 }
 
 // soon is a time that is the farther away the more swarms there are. a.mu must be held.
@@ -136,18 +176,16 @@ func (a *announcer) soon() time.Time {
 }
 
 // need announces a swarm that has lost peers before its time.
-func (a *announcer) need(posts []*post) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range posts {
-		switch at := p.needy(); {
-		case p.cut != nil: // it waits for new ones; those it has lost may be there still
-			p.interrupt()
-		case p.index < 0:
-			p.needs = true
-		case p.fails == 0 && at.Before(p.at):
-			a.move(p, at)
-		}
+func (p *post) need() {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	switch at := p.needy(); {
+	case p.cut != nil: // it waits for new ones; those it has lost may be there still
+		p.interrupt()
+	case p.index < 0:
+		p.needs = true
+	case p.fails == 0 && at.Before(p.at):
+		p.of.move(p, at)
 	}
 }
 
@@ -161,26 +199,22 @@ func (p *post) needy() time.Time {
 }
 
 // completed announces at once that the swarm's blob is whole here.
-func (a *announcer) completed(posts []*post) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range posts {
-		underWay := p.index < 0
-		if !p.gone && (p.event == eventNone || underWay) { // one not begun says it all with "started"
-			p.event = eventCompleted
-		}
-		a.hurry(p)
+func (p *post) completed() {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	underWay := p.index < 0
+	if !p.gone && (p.event == eventNone || underWay) { // one not begun says it all with "started"
+		p.event = eventCompleted
 	}
+	p.of.hurry(p)
 }
 
 // remove ends the announcing of a swarm, and says goodbye where it is listed.
-func (a *announcer) remove(posts []*post) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, p := range posts {
-		p.gone, p.event = true, eventStopped
-		a.hurry(p)
-	}
+func (p *post) remove() {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	p.gone, p.event = true, eventStopped
+	p.of.hurry(p)
 }
 
 // hurry puts p at the head of the queue, if it waits there, or ends its announce if
@@ -281,13 +315,13 @@ func (a *announcer) announce(ctx context.Context, p *post) {
 	a.begin(p, &ask, cut)
 	late, cancel := context.WithTimeout(ctx, announceTimeout+ask.wait)
 	defer cancel()
-	answer, err := a.tracker.announce(late, p.url, ask)
+	answer, err := a.ask.announce(late, a.url, ask)
 	switch {
 	case err == nil && ask.event != eventStopped:
-		p.swarm.meet(answer.peers, answer.complete)
+		p.swarm.meet(a.url, answer.peers, answer.complete)
 		fallthrough
 	case ctx.Err() == nil: // else there is something to say that is more urgent
-		a.report(p, err)
+		a.report(err)
 	}
 	a.again(p, ask, answer, err, err != nil && ctx.Err() != nil)
 }
@@ -304,20 +338,20 @@ func (a *announcer) begin(p *post, ask *announceAsk, cut func()) {
 	}
 }
 
-// report logs when a tracker falls silent or speaks again: it has many swarms, and
+// report logs when the tracker falls silent or speaks again: it has many swarms, and
 // one line is enough.
-func (a *announcer) report(p *post, err error) {
+func (a *announcer) report(err error) {
 	a.mu.Lock()
-	was := a.silent[p.url]
-	a.silent[p.url] = err != nil
+	was := a.silent
+	a.silent = err != nil
 	a.mu.Unlock()
 	switch {
 	case err != nil && !was:
-		a.log.Warn("tracker does not answer", "tracker", p.url, "err", err)
+		a.log.Warn("tracker does not answer", "tracker", a.url, "err", err)
 	case err != nil:
-		a.log.Debug("announce", "tracker", p.url, "err", err)
+		a.log.Debug("announce", "tracker", a.url, "err", err)
 	case was:
-		a.log.Info("tracker answers again", "tracker", p.url)
+		a.log.Info("tracker answers again", "tracker", a.url)
 	}
 }
 
@@ -349,7 +383,7 @@ func (a *announcer) again(p *post, ask announceAsk, answer announceAnswer, err e
 
 // heard settles when p is announced next, after a tracker has answered. a.mu must be held.
 func (a *announcer) heard(p *post, ask announceAsk, answer announceAnswer) {
-	a.recognize(p.url, answer.id)
+	a.recognize(answer.id)
 	p.fails, p.listed = 0, true
 	if p.event == ask.event { // else it has become another meanwhile
 		p.event = eventNone
@@ -384,19 +418,19 @@ func (a *announcer) mayHold(p *post, hold bool) {
 	}
 }
 
-// recognize has the swarms of a tracker announced again soon that is not the one it
-// was. a.mu must be held.
-func (a *announcer) recognize(url, id string) {
-	was := a.ids[url]
+// recognize has all swarms announced again soon if the tracker is not the one it was.
+// a.mu must be held.
+func (a *announcer) recognize(id string) {
+	was := a.id
 	if id == "" || id == was {
 		return
 	}
-	a.ids[url] = id
+	a.id = id
 	if was == "" {
 		return
 	}
 	for _, p := range a.queue {
-		if at := a.soon(); p.url == url && p.fails == 0 && at.Before(p.at) {
+		if at := a.soon(); p.fails == 0 && at.Before(p.at) {
 			p.at = at
 		}
 	}
@@ -408,8 +442,7 @@ func jitter(d time.Duration) time.Duration {
 	return d + time.Duration(rand.Int64N(int64(d)/5+1)) - d/10
 }
 
-// close waits until every goodbye has been said, but no longer than timeout, and
-// stops. All swarms must have been removed.
+// close is that of one tracker.
 func (a *announcer) close(timeout time.Duration) {
 	late := time.AfterFunc(timeout, a.stop)
 	defer late.Stop()
@@ -418,7 +451,6 @@ func (a *announcer) close(timeout time.Duration) {
 	a.mu.Unlock()
 	a.wake()
 	a.running.Wait()
-	a.tracker.http.CloseIdleConnections()
 }
 
 // queue is posts by the time they are due. It implements heap.Interface.

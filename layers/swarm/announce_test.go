@@ -38,7 +38,7 @@ func (m *wanting) wants() int {
 	return max(0, m.n-len(m.met))
 }
 
-func (m *wanting) meet(addrs []netip.AddrPort, _ int) {
+func (m *wanting) meet(_ string, addrs []netip.AddrPort, _ int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, a := range addrs {
@@ -91,20 +91,20 @@ func (tr *realTracker) restart(t *testing.T) {
 
 func (tr *realTracker) peers() int { return tr.now.Load().Stats().Peers }
 
-// announcing starts the announcer of a host that listens on port.
-func announcing(t *testing.T, port uint16) *announcer {
+// announcing starts the announcers of a host that listens on port.
+func announcing(t *testing.T, port uint16) *announcers {
 	t.Helper()
-	a := newAnnouncer(Config{Log: testLog(t)}, port, [20]byte{byte(port), byte(port >> 8)})
+	a := newAnnouncers(Config{Log: testLog(t)}, port, [20]byte{byte(port), byte(port >> 8)})
 	t.Cleanup(func() { a.close(time.Second) })
 	return a
 }
 
 // in enters m into the swarm of that name until the test ends.
-func (a *announcer) in(t *testing.T, m member, name byte, url string) []*post {
+func (all *announcers) in(t *testing.T, m member, name byte, url string) *post {
 	t.Helper()
-	posts := a.add(m, layers.InfoHash{name}, []string{url})
-	t.Cleanup(func() { a.remove(posts) })
-	return posts
+	p := all.of(url).add(m, layers.InfoHash{name})
+	t.Cleanup(p.remove)
+	return p
 }
 
 func TestTheFirstHearsOfAllWhoCome(t *testing.T) {
@@ -138,22 +138,22 @@ func TestHeldAnnouncesLeaveRoomForOthers(t *testing.T) {
 func TestWhatIsUrgentCutsAHeldAnnounce(t *testing.T) {
 	tr := newRealTracker(t)
 	a, m := announcing(t, 1000), &wanting{n: 20}
-	posts := a.in(t, m, 1, tr.url)
+	p := a.in(t, m, 1, tr.url)
 	eventually(t, "held", func() bool { return tr.held.Load() == 1 })
 	before := tr.all.Load()
-	a.need(posts)
+	p.need()
 	eventually(t, "asked again, not held", func() bool { return tr.all.Load() > before })
 	eventually(t, "held again", func() bool { return tr.held.Load() == 1 })
 
 	m.mu.Lock()
 	m.whole = true
 	m.mu.Unlock()
-	a.completed(posts)
+	p.completed()
 	complete := func() bool {
 		return tr.scrape(t, 1) == "d5:filesd20:"+string(nameOf(1))+"d8:completei1e10:downloadedi1e10:incompletei0eeee"
 	}
 	eventually(t, "complete", complete)
-	a.remove(posts)
+	p.remove()
 	eventually(t, "left", func() bool { return tr.peers() == 0 })
 }
 
@@ -180,10 +180,10 @@ func TestANewTrackerIsToldOfAllSwarmsSoon(t *testing.T) {
 	for name := range byte(idle) {
 		a.in(t, &wanting{whole: true}, name, tr.url) // to be announced again in five minutes
 	}
-	posts := a.in(t, &wanting{n: 0}, 100, tr.url)
+	p := a.in(t, &wanting{n: 0}, 100, tr.url)
 	eventually(t, "all announced", func() bool { return tr.peers() == idle+1 })
 	tr.restart(t)
-	a.need(posts) // any answer will do
+	p.need() // any answer will do
 	eventually(t, "all announced to the new one", func() bool { return tr.peers() == idle+1 })
 }
 
@@ -208,5 +208,53 @@ func TestATrackerThatDoesNotHoldIsNotAskedTo(t *testing.T) {
 		if wait := <-asked; wait != "" {
 			t.Errorf("asked to wait for %s s", wait)
 		}
+	}
+}
+
+func TestWhoLacksABlobNeedNotWaitForAFullCache(t *testing.T) {
+	var before atomic.Int64
+	asked := make(chan int64, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("left") != "0" {
+			asked <- before.Load()
+		}
+		before.Add(1)
+		_, _ = w.Write([]byte("d8:intervali300e5:peers0:e"))
+	}))
+	defer srv.Close()
+	a := announcing(t, 1000)
+	const cached = 2000
+	for i := range cached {
+		p := a.of(srv.URL).add(&wanting{whole: true}, layers.InfoHash{1, byte(i), byte(i >> 8)})
+		defer p.remove()
+	}
+	a.in(t, &wanting{n: 5}, 2, srv.URL)
+	if n := <-asked; n > cached/2 {
+		t.Errorf("announced after %d blobs that are only shared", n)
+	}
+}
+
+func TestATrackerThatHangsHoldsUpNoOther(t *testing.T) {
+	release := make(chan struct{})
+	var hanging atomic.Int64
+	hangs := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		hanging.Add(1)
+		<-release
+	}))
+	defer hangs.Close()
+	defer close(release)
+	tr := newRealTracker(t)
+	a := announcing(t, 1000)
+	const swarms = 5 * announces
+	for name := range byte(swarms) {
+		a.in(t, &wanting{}, name, hangs.URL)
+	}
+	eventually(t, "one hangs", func() bool { return hanging.Load() == announces })
+	for name := range byte(swarms) {
+		a.in(t, &wanting{}, name, tr.url)
+	}
+	eventually(t, "the other knows all", func() bool { return tr.peers() == swarms })
+	if n := hanging.Load(); n > 2*announces {
+		t.Errorf("%d announces were made to the tracker that hangs meanwhile", n)
 	}
 }

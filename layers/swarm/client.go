@@ -17,7 +17,7 @@
 //     passing through us.
 //   - A piece is gathered on disk, chunk by chunk, and hashed in passing; nothing of a
 //     blob is kept in memory.
-//   - The announcer tells trackers what we have, and hands on the peers they name.
+//   - The announcers tell trackers what we have, and hand on the peers they name.
 //
 // Connections come from the listener and the dialer in [Config].
 package swarm
@@ -77,15 +77,15 @@ const peerIDPrefix = "-MD0002-"
 // Client takes part in swarms. It implements layers.Swarm, and its methods are
 // safe for concurrent use.
 type Client struct {
-	cfg       Config
-	log       *slog.Logger
-	id        [20]byte
-	began     time.Time
-	bans      *bans
-	announcer *announcer
-	dials     chan struct{} // a place for each connection being set up
-	greetings chan struct{} // and for each that came in and has not said what it wants
-	total     tally         // of all swarms, those left included
+	cfg        Config
+	log        *slog.Logger
+	id         [20]byte
+	began      time.Time
+	bans       *bans
+	announcers *announcers
+	dials      chan struct{} // a place for each connection being set up
+	greetings  chan struct{} // and for each that came in and has not said what it wants
+	total      tally         // of all swarms, those left included
 
 	stop      context.CancelFunc // ends all that runs and all fetches
 	stopped   context.Context
@@ -131,7 +131,7 @@ func Open(cfg Config) (*Client, error) {
 	}
 	c.stopped, c.stop = context.WithCancel(context.Background())
 	copy(c.id[:], peerIDPrefix+rand.Text())
-	c.announcer = newAnnouncer(cfg, c.port(), c.id)
+	c.announcers = newAnnouncers(cfg, c.port(), c.id)
 	c.running.Go(c.accept)
 	return c, nil
 }
@@ -237,7 +237,7 @@ func (c *Client) Close() error {
 			c.leave(x)
 		}
 		c.running.Wait()
-		c.announcer.close(closeTimeout)
+		c.announcers.close(closeTimeout)
 	})
 	return nil
 }

@@ -34,10 +34,10 @@ type candidate struct {
 
 // meet takes in what a tracker tells: addresses of peers, and how many hosts have the
 // whole blob. A host that has everything waits to be called.
-func (x *exchange) meet(addrs []netip.AddrPort, complete int) {
+func (x *exchange) meet(tracker string, addrs []netip.AddrPort, complete int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.alone = complete <= 1
+	x.whole[tracker] = complete
 	if x.leech == nil {
 		return
 	}
@@ -48,6 +48,17 @@ func (x *exchange) meet(addrs []netip.AddrPort, complete int) {
 	}
 	x.redial()
 	x.tick()
+}
+
+// alone tells whether no tracker knows of another host that has the whole blob, and
+// one has been asked. mu is held.
+func (x *exchange) alone() bool {
+	for _, n := range x.whole {
+		if n > 1 {
+			return false
+		}
+	}
+	return len(x.whole) > 0
 }
 
 // connected tells whether there is a connection with who listens at addr. mu is held.

@@ -31,6 +31,9 @@ const (
 	mostFarPeers = 6
 	// tickEvery is how often an exchange with peers looks for what is late.
 	tickEvery = 100 * time.Millisecond
+	// idleAfter is how long a connection may move nothing before another may take its
+	// place, where there are too many.
+	idleAfter = 3 * time.Second
 	// deadAfter is how long a peer may owe us something and bring nothing.
 	deadAfter = 20 * time.Second
 )
@@ -76,8 +79,8 @@ type exchange struct {
 
 	mu         sync.Mutex // guards the rest, and what peers say of it
 	left       bool
-	alone      bool // no other host is known to have the whole blob
-	sources    int  // how many are, us included
+	whole      map[string]int // how many hosts have the whole blob, as each tracker says
+	sources    int            // how many are, us included
 	have       bitset
 	missing    int // pieces
 	peers      map[[20]byte]*peer
@@ -107,6 +110,7 @@ func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, t
 		unproven:   make(map[int]*piece),
 		suspects:   make(map[int]bool),
 		hosts:      make(map[*choice.Host]*peer),
+		whole:      make(map[string]int),
 	}
 	x.line = choice.NewLine(turnsOf(c.cfg), tickEvery)
 	x.leaving, x.leave = context.WithCancel(context.Background())
@@ -186,7 +190,7 @@ func (x *exchange) admit(p *peer) error {
 		return errBanned
 	case other != nil && !x.prefers(p, other):
 		return errTwice
-	case other == nil && len(x.peers) >= maxPeers:
+	case other == nil && len(x.peers) >= maxPeers && !x.partIdle():
 		return errTooMany
 	}
 	if other != nil {
@@ -195,10 +199,31 @@ func (x *exchange) admit(p *peer) error {
 		x.leaveLine(other)
 	}
 	x.peers[p.id] = p
+	p.movedAt = x.now()
 	p.shy = x.reveals()
 	p.hello()
 	x.tick()
 	return nil
+}
+
+// partIdle makes room for one more where the connections are as many as may be, at the
+// cost of the one that nothing has moved on for longest: its host may have died without
+// a word, or never have wanted anything but the place. mu is held.
+func (x *exchange) partIdle() bool {
+	var idle *peer
+	for _, p := range x.peers {
+		if !p.closed && x.now()-p.movedAt >= idleAfter && (idle == nil || p.movedAt < idle.movedAt) {
+			idle = p
+		}
+	}
+	if idle == nil {
+		return false
+	}
+	x.giveUp(idle)
+	delete(x.peers, idle.id)
+	x.unknown(idle) // its reader may take a while to hear of it
+	x.leaveLine(idle)
+	return true
 }
 
 // prefers decides between two connections to one peer, so that both ends decide alike:

@@ -235,3 +235,51 @@ type nopConn struct{ net.Conn }
 
 func (nopConn) Read(b []byte) (int, error)  { clear(b); return len(b), nil }
 func (nopConn) SetDeadline(time.Time) error { return nil }
+
+// Who comes when the connections are as many as may be gets the place of one that
+// moves nothing, and serves a host that does want something.
+func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(2<<20, 71)
+	seeder := newHost(t, Config{Seeder: true})
+	m := seeder.share(t, blob, tr.url)
+	eventually(t, "known", func() bool { return seeder.knows(m.InfoHash()) })
+	for k := range maxPeers {
+		s := callFrom(t, "127.0.0.9", seeder, m.InfoHash(), [20]byte{'s', byte(k)})
+		if err := s.say(appendSignal(nil, pp.HaveNone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := seeder.lookup(m.Digest())
+	eventually(t, "all places taken", func() bool { return len(x.list()) == maxPeers })
+	host := newHost(t, Config{})
+	mustEqual(t, "blob", host.fetch(t, m, tr.url), blob)
+}
+
+// A host that has fetched a blob and is the only one left with all of it reveals it
+// piece by piece, as the seeder did.
+func TestTheLastWholeHostReveals(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(2<<20, 72)
+	seeder := newHost(t, Config{Seeder: true})
+	m := seeder.share(t, blob, tr.url)
+	host := newHost(t, Config{})
+	mustEqual(t, "blob", host.fetch(t, m, tr.url), blob)
+	x := host.lookup(m.Digest())
+	reveals := func(others int) bool {
+		x.meet("one", nil, 1)
+		x.meet("another", nil, 1+others)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return x.reveals()
+	}
+	if reveals(1) {
+		t.Error("it reveals as if it were alone while another host has the blob")
+	}
+	if !reveals(0) {
+		t.Error("it does not reveal though nobody else has the blob")
+	}
+	seeder.Drop(m.Digest())
+	second := newHost(t, Config{})
+	mustEqual(t, "blob", second.fetch(t, m, tr.url), blob)
+}

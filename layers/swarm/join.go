@@ -291,15 +291,17 @@ func (c *Client) publish(x *exchange) {
 	if !joined {
 		return
 	}
-	c.announcer.remove(x.posts)
-	x.posts, x.posted = c.announcer.add(x, names[0], x.trackers), names[0]
+	x.unpost()
+	x.posts, x.posted = c.announcers.add(x, names[0], x.trackers), names[0]
 }
 
 // completed announces that the blob is whole here.
 func (c *Client) completed(x *exchange) {
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
-	c.announcer.completed(x.posts)
+	for _, p := range x.posts {
+		p.completed()
+	}
 }
 
 // need announces x for peers before its time, if it has too few.
@@ -309,7 +311,9 @@ func (c *Client) need(x *exchange) {
 	}
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
-	c.announcer.need(x.posts)
+	for _, p := range x.posts {
+		p.need()
+	}
 }
 
 // leave ends c's part in a swarm.
@@ -350,7 +354,14 @@ func (c *Client) forget(x *exchange) {
 func (c *Client) unpublish(x *exchange) {
 	x.announcing.Lock()
 	defer x.announcing.Unlock()
-	c.announcer.remove(x.posts)
+	x.unpost()
+}
+
+// unpost ends the announcing of x. x.announcing must be held.
+func (x *exchange) unpost() {
+	for _, p := range x.posts {
+		p.remove()
+	}
 	x.posts = nil
 }
 

@@ -180,6 +180,7 @@ func (x *exchange) accept(p *peer, r request) *piece {
 		return nil
 	}
 	p.received += int64(r.length)
+	p.movedAt = x.now()
 	x.client.received(x, p, int64(r.length))
 	a := p.asking(pc.index)
 	if a == nil || !a.settle(c) {

@@ -47,6 +47,7 @@ type peer struct {
 	sated    bool // it has said that it wants nothing of us
 	received int64
 	sent     int64
+	movedAt  time.Duration // when a chunk last went either way, or it was admitted
 
 	// As a source.
 	source   *choice.Peer // nil when it has nothing to say yet, or we lack nothing
@@ -160,7 +161,7 @@ func (p *peer) write(ctx context.Context) error {
 		select {
 		case <-p.wake:
 		case <-alive.C:
-			if _, err := p.w.Write(make([]byte, 4)); err != nil {
+			if err := p.say(make([]byte, 4)); err != nil {
 				return err
 			}
 		case <-p.gone:
@@ -172,14 +173,11 @@ func (p *peer) write(ctx context.Context) error {
 				break
 			}
 			buf = head
-			err := p.conn.SetWriteDeadline(time.Now().Add(maxSlow))
-			if err != nil {
-				return err
-			}
+			var err error
 			if ok {
 				data, err = p.serve(ctx, head, req, data)
 			} else {
-				_, err = p.w.Write(head)
+				err = p.say(head)
 			}
 			if err != nil {
 				return err
@@ -188,9 +186,22 @@ func (p *peer) write(ctx context.Context) error {
 	}
 }
 
+// say sends b.
+func (p *peer) say(b []byte) error {
+	if err := p.conn.SetWriteDeadline(time.Now().Add(maxSlow)); err != nil {
+		return err
+	}
+	_, err := p.w.Write(b)
+	return err
+}
+
 // serve sends head and the chunk that req asks for.
 func (p *peer) serve(ctx context.Context, head []byte, req request, buf []byte) ([]byte, error) {
 	if err := limited(ctx, p.x.client.cfg.Upload, int(req.length)); err != nil {
+		return buf, err
+	}
+	// Only now: what the limit made us wait was not the peer's fault.
+	if err := p.conn.SetWriteDeadline(time.Now().Add(maxSlow)); err != nil {
 		return buf, err
 	}
 	off := int64(req.index)*p.x.torrent.PieceLength() + int64(req.begin)

@@ -83,6 +83,7 @@ func (x *exchange) wrote(p *peer, r request) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	p.sent += int64(r.length)
+	p.movedAt = x.now()
 	if p.host == nil {
 		return
 	}
@@ -98,7 +99,7 @@ func (x *exchange) wrote(p *peer, r request) {
 // are, so that it sends each once before it sends any twice; and those of a host that
 // is the only one to have them all. mu is held.
 func (x *exchange) reveals() bool {
-	return x.partial == nil && (x.client.cfg.Seeder || x.alone) || x.growing()
+	return x.missing == 0 && (x.client.cfg.Seeder || x.alone())
 }
 
 // growing tells whether we offer a blob that we are still fetching from elsewhere.

@@ -61,13 +61,13 @@ func (t *Tracker) announced(ctx context.Context, req *request, local net.Addr) e
 	if has && a.left != 0 && a.want > 0 {
 		self = t.self(a, local)
 	}
-	interval := t.interval(a)
+	interval, now := t.interval(a), t.now()
 	req.ask = handout.Ask{
 		Addrs: a.addrs, ID: a.peerID, Zone: a.zone,
 		Complete: a.left == 0, Completed: a.event == eventCompleted,
 		Want: a.want, Fresh: a.mayHold(), Origin: self.IsValid(),
 		// One announce may be lost on the way, and the next come late.
-		Expires: t.now() + a.wait + interval*5/2,
+		Now: now, Expires: now + a.wait + interval*5/2,
 	}
 	req.answer = answer{tracker: t.id, holds: t.held.Load() < maxHeld, interval: interval}
 	h, err := t.list(req, self)

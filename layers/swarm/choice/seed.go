@@ -186,6 +186,14 @@ func (s *Seed) Remove(h *Host, now time.Duration) {
 		s.shut(h, 0)
 	}
 	s.forsake(h)
+	s.vacate(h.zone)
+}
+
+// vacate forgets a zone that no host is left in: anybody may name one.
+func (s *Seed) vacate(z *zone) {
+	if !slices.ContainsFunc(s.hosts, func(h *Host) bool { return h.zone == z }) {
+		s.zones = slices.DeleteFunc(s.zones, func(o *zone) bool { return o == z })
+	}
 }
 
 // Have notes that h announced piece i.

@@ -433,3 +433,16 @@ func TestTurn(t *testing.T) {
 		t.Error("of two that have about as much the first does not come first")
 	}
 }
+
+func TestZonesNobodyIsLeftInAreForgotten(t *testing.T) {
+	s := choice.NewSeed(100, rand.New(rand.NewPCG(1, 2)))
+	s.Add("home", 0)
+	for n := range 50 {
+		h := s.Add(string(rune(0x100+n)), 0)
+		s.Have(h, n, 0)
+		s.Remove(h, 0)
+	}
+	if n := s.Zones(); n != 1 {
+		t.Errorf("%d zones are kept, want 1", n)
+	}
+}

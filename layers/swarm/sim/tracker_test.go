@@ -31,7 +31,7 @@ func (t *tracker) announce(n *node) (peers []*node, source bool) {
 	a := handout.Ask{
 		Addrs: []netip.AddrPort{address(n.id)}, Zone: string(rune('a' + n.zone)),
 		Complete: n.done != 0, Completed: n.done != 0, Origin: len(t.w.source) > 0,
-		Expires: t.w.time() + 75*time.Second,
+		Now: t.w.time(), Expires: t.w.time() + 75*time.Second,
 	}
 	binary.BigEndian.PutUint32(a.ID[:], uint32(n.id))
 	if n.done == 0 {

@@ -47,6 +47,9 @@ const (
 	// at the same time: enough that its uplink has a choice whom to feed, few
 	// enough that it can keep a connection with each.
 	OriginPlaces = 32
+	// spareEvery is how often one more is told of the origin though all places are
+	// taken: their holders may have died without a word, and be forgotten late.
+	spareEvery = time.Second
 	// MaxPeers is how many peers a swarm can hold: they are numbered in 16 bits,
 	// which halves the memory of a large swarm.
 	MaxPeers = 1<<16 - 2
@@ -70,10 +73,11 @@ type Swarm struct {
 	slots     []uint16 // index of peers by address, see find
 	peers     []peer   // in no order
 	zones     []zone
-	waiting   []*Waiter // the longest first
-	complete  int       // peers that have everything
-	completed int       // how many have said so
-	fed       int       // peers that have a place at the origin
+	waiting   []*Waiter     // the longest first
+	complete  int           // peers that have everything
+	completed int           // how many have said so
+	fed       int           // peers that have a place at the origin
+	spare     time.Duration // when one more may be told of it
 }
 
 // Peer is a peer as it is handed out.
@@ -99,8 +103,8 @@ type Ask struct {
 	Fresh bool
 	// Origin says that there is an origin that the asker can be told of.
 	Origin bool
-	// Expires is when the asker is to be forgotten, on the clock of Expire.
-	Expires time.Duration
+	// Now is the time, and Expires when the asker is to be forgotten, on the clock of Expire.
+	Now, Expires time.Duration
 }
 
 // New returns an empty swarm. r is used as long as the swarm is.
@@ -113,7 +117,7 @@ func New(r *rand.Rand) *Swarm { return &Swarm{rand: r, seed: maphash.MakeSeed()}
 func (s *Swarm) Announce(a *Ask, max int, dst []Peer) (peers []Peer, origin bool) {
 	i, isNew := s.enlist(a, min(max, MaxPeers))
 	want := a.Want
-	if a.Origin && want > 0 && s.feed(i, a.Fresh) {
+	if a.Origin && want > 0 && s.feed(i, a) {
 		origin = true
 		want--
 	}
@@ -188,18 +192,28 @@ func (s *Swarm) Len() int       { return len(s.peers) }
 func (s *Swarm) Complete() int  { return s.complete }
 func (s *Swarm) Completed() int { return s.completed }
 
-// feed gives i a place at the origin, if there is one. It reports whether i has
-// one, or if fresh, whether it has only just been given it.
-func (s *Swarm) feed(i int, fresh bool) bool {
+// feed gives i a place at the origin, if there is one. It reports whether i is told
+// of the origin; if it asks for what is fresh, whether it has only just been given
+// its place.
+func (s *Swarm) feed(i int, a *Ask) bool {
 	if i == nobody || s.peers[i].complete {
 		return false
 	}
 	p := &s.peers[i]
 	if p.fed || s.fed >= OriginPlaces {
-		return p.fed && !fresh
+		return !a.Fresh && (p.fed || s.spares(a.Now))
 	}
 	p.fed = true
 	s.fed++
+	return true
+}
+
+// spares tells whether one more is told of the origin now than there are places.
+func (s *Swarm) spares(now time.Duration) bool {
+	if now < s.spare {
+		return false
+	}
+	s.spare = now + spareEvery
 	return true
 }
 

@@ -394,8 +394,11 @@ func TestPlacesAtTheOrigin(t *testing.T) {
 			t.Fatalf("host %d of a small swarm was not told of the origin", i)
 		}
 	}
+	if !at(98, Degree, false, false) {
+		t.Error("nobody was told of the origin besides, though who has the places may be dead")
+	}
 	if at(100, Degree, false, false) {
-		t.Error("one more than there are places was told of the origin")
+		t.Error("two more than there are places were told of the origin at once")
 	}
 	if !at(1, 1, false, false) {
 		t.Error("who has a place was not told again")
@@ -416,6 +419,11 @@ func TestPlacesAtTheOrigin(t *testing.T) {
 	}
 	if at(1, Degree, true, false) {
 		t.Error("a complete peer was told of the origin")
+	}
+	later := f.ask(102, "", Degree)
+	later.Origin, later.Now = true, spareEvery
+	if _, origin := f.Announce(later, MaxPeers, nil); !origin {
+		t.Error("nobody was told of the origin besides a second time")
 	}
 	f.check()
 }
