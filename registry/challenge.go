@@ -119,7 +119,7 @@ func (c Challenge) realm(insecure bool) (*url.URL, error) {
 // for one even before public images, and an engine that pulls by
 // mirror/HOST/REPO never sees that registry's own challenge.
 type anonymousTokens struct {
-	client *http.Client
+	client func(registry string) *http.Client // for the registry's token server
 
 	mu     sync.Mutex // guards tokens
 	tokens map[Repository]anonymousToken
@@ -137,7 +137,7 @@ const (
 	maxToken = 16 << 10
 )
 
-func newAnonymousTokens(client *http.Client) *anonymousTokens {
+func newAnonymousTokens(client func(registry string) *http.Client) *anonymousTokens {
 	return &anonymousTokens{client: client, tokens: make(map[Repository]anonymousToken)}
 }
 
@@ -153,7 +153,7 @@ func (a *anonymousTokens) with(ctx context.Context, repo Repository, insecure bo
 	if !ok {
 		return nil, err
 	}
-	authorization, ttl, tokenErr := challenge.Exchange(ctx, a.client, "", insecure)
+	authorization, ttl, tokenErr := challenge.Exchange(ctx, a.client(repo.Host), "", insecure)
 	if tokenErr != nil {
 		return nil, err
 	}

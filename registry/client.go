@@ -86,11 +86,18 @@ type ClientConfig struct {
 	// Insecure lists the registries (HOST or HOST:PORT) that speak HTTP, and
 	// hosts without TLS to which the others may redirect.
 	Insecure []string
+	// Allow lists the registries that may be asked, as [ParsePattern] returns
+	// them; none = any.
+	Allow []string
+	// Near lists those, besides the Insecure, that may be on this machine, and
+	// lead to others on it; patterns as well.
+	Near []string
 	// Via sends all questions to a murder at this URL instead of to the
 	// registries; nil = to the registries themselves.
 	Via *url.URL
-	// Transport is used for all requests; nil = one with murder's timeouts
-	// that obeys HTTP_PROXY and its like.
+	// Transport is used for all requests, wherever they lead; nil = with Via
+	// one with murder's timeouts, else such ones that obey HTTP_PROXY and its
+	// like, and go to no address that a stranger must not reach through us.
 	Transport http.RoundTripper
 	// Idle ends a body of which nothing has come for so long; 0 = 10 s.
 	Idle time.Duration
@@ -99,7 +106,8 @@ type ClientConfig struct {
 // Client is the [Upstream] that is asked over HTTP.
 type Client struct {
 	cfg    ClientConfig
-	http   http.Client
+	http   http.Client // for registries that strangers name
+	near   http.Client // for those that may be on this machine
 	tokens *anonymousTokens
 	idle   time.Duration
 }
@@ -108,13 +116,19 @@ var _ Upstream = (*Client)(nil)
 
 // NewClient returns a Client that is safe for concurrent use.
 func NewClient(cfg ClientConfig) *Client {
-	transport := cfg.Transport
-	if transport == nil {
-		transport = Transport()
+	far, near := cfg.Transport, cfg.Transport
+	switch {
+	case cfg.Transport != nil:
+	case cfg.Via != nil:
+		far = Transport()
+		near = far
+	default: // apart, or what one has connected to could serve the other
+		far, near = bounded(false), bounded(true)
 	}
 	c := &Client{cfg: cfg, idle: cmp.Or(cfg.Idle, idleTimeout)}
-	c.http = http.Client{Transport: transport, CheckRedirect: c.redirect}
-	c.tokens = newAnonymousTokens(&c.http)
+	c.http = http.Client{Transport: far, CheckRedirect: c.redirect}
+	c.near = http.Client{Transport: near, CheckRedirect: c.redirect}
+	c.tokens = newAnonymousTokens(c.to)
 	return c
 }
 
@@ -343,6 +357,9 @@ func (c *Client) do(ctx context.Context, method string, repo Repository, end str
 
 // get sends one request and turns whatever is not a success into an [*Error].
 func (c *Client) get(ctx context.Context, method, url string, repo Repository, header http.Header, authorization string) (*http.Response, error) {
+	if err := c.denied(repo.Host); err != nil {
+		return nil, err
+	}
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("request for %s: %w", repo, err)
@@ -353,9 +370,9 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.to(repo.Host).Do(req)
 	if err != nil {
-		return nil, Unavailable("%s is %w: %w", c.party(repo.Host), ErrUnreachable, stripURL(err))
+		return nil, c.unreached(repo.Host, err)
 	}
 	success := resp.StatusCode/100 == 2
 	stranger := c.cfg.Via != nil && resp.Header.Get(SeederHeader) == ""

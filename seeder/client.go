@@ -23,6 +23,9 @@ const maxAnswer = 64 << 20
 // ClientConfig says which seeder a [Client] asks.
 type ClientConfig struct {
 	URL *url.URL
+	// Allow lists the registries that it may be asked about, as in
+	// [registry.ClientConfig].
+	Allow []string
 	// Patience is how long a seeder may be silent before it is given up; 0 is a
 	// second, which is what a pull may lose by it. Tests that share a busy machine
 	// with a seeder which is well set more.
@@ -42,7 +45,7 @@ type Client struct {
 // NewClient returns a Client that is safe for concurrent use.
 func NewClient(cfg ClientConfig) *Client {
 	health := newPatience(cfg.Patience, cfg.URL.JoinPath("/livez").String())
-	client := registry.NewClient(registry.ClientConfig{Via: cfg.URL, Transport: health, Idle: 10 * cfg.Patience})
+	client := registry.NewClient(registry.ClientConfig{Via: cfg.URL, Allow: cfg.Allow, Transport: health, Idle: 10 * cfg.Patience})
 	return &Client{Upstream: client, client: client, url: cfg.URL, health: health}
 }
 
