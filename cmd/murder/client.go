@@ -27,14 +27,15 @@ const (
 
 // client speaks to the HTTP API of a mirror, and to as much of it as a seeder has too.
 type client struct {
-	base string // "http://HOST:PORT", no slash at the end
-	http *http.Client
+	base  string // "http://HOST:PORT", no slash at the end
+	token string // for the daemon's own API, "" for none
+	http  *http.Client
 }
 
-// newClient is for the daemon at base, as [mirrorURL] returns it. Proxies of the environment are not used: they lead to the world, and
+// newClient is for the daemon at base, as [mirrorURL] returns it, and the token in its --api-token-file, if any. Proxies of the environment are not used: they lead to the world, and
 // mirrors are at home.
-func newClient(base string) *client {
-	return &client{base: base, http: &http.Client{Transport: &http.Transport{
+func newClient(base, token string) *client {
+	return &client{base: base, token: token, http: &http.Client{Transport: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:   dialTimeout,
 		ResponseHeaderTimeout: answerTimeout,
@@ -88,6 +89,9 @@ func (c *client) do(ctx context.Context, method, path string, header http.Header
 	}
 	for k, v := range header {
 		req.Header[k] = v
+	}
+	if c.token != "" && strings.HasPrefix(path, "/v1/") { // the registry's affairs have tokens of their own
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	req.Header.Set("User-Agent", "murder/"+buildVersion())
 	resp, err := c.http.Do(req)

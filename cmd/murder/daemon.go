@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/murderp2p/murder/cmd/murder/gate"
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/registry"
@@ -39,6 +40,7 @@ const (
 type daemon struct {
 	role     string
 	listener net.Listener
+	gate     *gate.Gate
 	store    *layers.Store
 	swarm    *swarm.Client
 	metrics  *prometheus.Registry
@@ -79,6 +81,9 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if d.insecure, err = parseRegistries(listFlag(c, "insecure-registry")); err != nil {
 		return nil, err
 	}
+	if d.gate, err = d.openGate(); err != nil {
+		return nil, err
+	}
 	limit, err := cacheLimitFlag(c)
 	if err != nil {
 		return nil, fmt.Errorf("cache size: %w", err)
@@ -106,7 +111,7 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.listener, err = net.Listen("tcp", c.String("listen"))
+	d.listener, err = gate.Listen(c.String("listen"))
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
@@ -123,6 +128,7 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
+	d.limit(server)
 	d.log.Info("listening", "role", d.role, "addr", d.listener.Addr().String(), "peer_addr", d.swarm.Addr().String(),
 		"data_dir", d.dataDir, "version", buildVersion())
 	group, ctx := errgroup.WithContext(d.cli.Context)
@@ -184,13 +190,14 @@ func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /v1/status", status)
 	mux.Handle("/", p)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	d.gate.Next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if registry.IsPull(r.URL.Path) {
 			p.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
+	return d.gate
 }
 
 // register offers the figures of store, swarm and ledger to Prometheus.

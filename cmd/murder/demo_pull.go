@@ -83,7 +83,7 @@ func (p *demoPull) show(shown progress) {
 }
 
 func (p *demoPull) pull(ctx context.Context) error {
-	c := newClient("http://" + p.mirror)
+	c := newClient("http://"+p.mirror, "")
 	defer c.close()
 	manifest, err := p.get(ctx, c, "manifests/"+demoTag, int64(len(p.image.manifest)), digest.FromBytes(p.image.manifest))
 	if err != nil {

@@ -152,7 +152,7 @@ func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
 
 // push uploads the image. Each blob goes in one POST, since the registry would hold it in memory otherwise; it checks the digests.
 func (r *demoRegistry) push(ctx context.Context, img *demoImage) error {
-	c := newClient("http://" + r.addr)
+	c := newClient("http://"+r.addr, "")
 	defer c.close()
 	for _, b := range img.blobs {
 		if err := r.pushBlob(ctx, c, b); err != nil {

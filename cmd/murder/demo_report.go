@@ -90,7 +90,7 @@ func (d *demo) report(ctx context.Context, img *demoImage, seeder *child, mirror
 
 // status asks a daemon of the demo.
 func (c *child) status(ctx context.Context) (statusReport, error) {
-	daemon := newClient("http://" + c.addr)
+	daemon := newClient("http://"+c.addr, "")
 	defer daemon.close()
 	report, _, err := daemon.status(ctx)
 	if err != nil {

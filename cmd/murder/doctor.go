@@ -25,6 +25,7 @@ func doctorCommand() *cli.Command {
 		Flags: []cli.Flag{
 			textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
 			listOf("registry", "`HOST` of a registry that must be reachable (repeatable; default: those that the mirror has blobs of)", checkRegistry),
+			apiTokenFlag(),
 			textOf("root", "/", "`DIR` in which the engines' file tree lies", checkNotEmpty),
 			outputFlag(),
 		},
@@ -57,7 +58,11 @@ func doctorAction(c *cli.Context) error {
 	if err != nil {
 		return usagef(c, "--mirror: %v", err)
 	}
-	d := &doctor{mirror: newClient(base), registries: listFlag(c, "registry"), root: c.String("root")}
+	token, err := apiToken(c)
+	if err != nil {
+		return err
+	}
+	d := &doctor{mirror: newClient(base, token), registries: listFlag(c, "registry"), root: c.String("root")}
 	defer d.mirror.close()
 	d.examine(c.Context)
 	if err := d.print(c.App.Writer, wantsJSON(c)); err != nil {
@@ -121,6 +126,10 @@ func (d *doctor) checkMirror(ctx context.Context) (statusReport, bool) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	report, _, err := d.mirror.status(ctx)
+	if e, ok := errors.AsType[*answerError](err); ok && (e.status == http.StatusUnauthorized || e.status == http.StatusForbidden) {
+		d.found("mirror", stateFail, "run this on the mirror's host, or give the mirror and this command the same --api-token-file", "%s %v", d.mirror.base, e)
+		return report, false
+	}
 	if err != nil {
 		d.found("mirror", stateFail, "start it with `murder mirror`, or name the right address with --mirror", "%s: %v", d.mirror.base, err)
 		return report, false

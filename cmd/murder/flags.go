@@ -19,21 +19,24 @@ import (
 func mirrorFlags() []cli.Flag {
 	return append([]cli.Flag{
 		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable; the first that answers is used)", checkHTTPURL),
+		allowHostFlag(),
 	}, daemonFlags(daemonDefaults{
-		listen:     "127.0.0.1:7080",
-		peerListen: ":7081",
-		dataDir:    "/var/lib/murder/mirror",
-		cacheSize:  "20%", // the host's disk is there for the engine and its containers in the first place
+		listen:      "127.0.0.1:7080",
+		peerListen:  ":7081",
+		dataDir:     "/var/lib/murder/mirror",
+		connections: "4096",
+		cacheSize:   "20%", // the host's disk is there for the engine and its containers in the first place
 	})...)
 }
 
 // seederFlags are the flags of `murder seeder`.
 func seederFlags() []cli.Flag {
 	return append(daemonFlags(daemonDefaults{
-		listen:     ":7070",
-		peerListen: ":7071",
-		dataDir:    "/var/lib/murder/seeder",
-		cacheSize:  "80%",
+		listen:      ":7070",
+		peerListen:  ":7071",
+		dataDir:     "/var/lib/murder/seeder",
+		cacheSize:   "80%",
+		connections: "65536", // each mirror keeps one or two
 	}),
 		durationOf("tag-ttl", "2s", "`DURATION` for which the registry's answer about a tag is given to all who ask"),
 	)
@@ -41,7 +44,7 @@ func seederFlags() []cli.Flag {
 
 // daemonDefaults are the defaults in which the two daemons differ.
 type daemonDefaults struct {
-	listen, peerListen, dataDir, cacheSize string
+	listen, peerListen, dataDir, cacheSize, connections string
 }
 
 // daemonFlags are the flags that both daemons have.
@@ -60,7 +63,7 @@ func daemonFlags(d daemonDefaults) []cli.Flag {
 		listOf("insecure-registry", "`HOST:PORT` of a registry that speaks plain HTTP (repeatable)", checkRegistry),
 		durationOf("auth-ttl", "5m", "`DURATION` for which the registry's leave to read a repository is remembered for a caller"),
 		durationOf("auth-grace", "1h", "`DURATION` for which such leave holds while the registry is down"),
-	}, logFlags()...)
+	}, append(guardFlags(d.connections), logFlags()...)...)
 }
 
 func logFlags() []cli.Flag {

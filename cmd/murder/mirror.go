@@ -26,14 +26,19 @@ func runMirror(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	seeders, err := seederClients(listFlag(c, "seeder"))
+	upstreams, err := d.upstreams()
+	if err != nil {
+		d.close()
+		return err
+	}
+	seeders, err := seederClients(listFlag(c, "seeder"), upstreams.Allow)
 	if err != nil {
 		d.close()
 		return err
 	}
 	mirror := proxy.Open(d.ctx, proxy.Config{
 		Store: d.store, Swarm: d.swarm, Seeders: seeders,
-		Registries:      registry.NewClient(registry.ClientConfig{Insecure: d.insecure}),
+		Registries:      registry.NewClient(upstreams),
 		DefaultRegistry: c.String("default-registry"),
 		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Download: d.download,
@@ -48,14 +53,15 @@ func runMirror(c *cli.Context) error {
 	})
 }
 
-func seederClients(urls []string) ([]proxy.Seeder, error) {
+// seederClients ask the seeders at urls, about registries that are allowed.
+func seederClients(urls, allow []string) ([]proxy.Seeder, error) {
 	var clients []proxy.Seeder
 	for _, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("seeder %q: %w", text, err)
 		}
-		clients = append(clients, seeder.NewClient(seeder.ClientConfig{URL: u}))
+		clients = append(clients, seeder.NewClient(seeder.ClientConfig{URL: u, Allow: allow}))
 	}
 	return clients, nil
 }

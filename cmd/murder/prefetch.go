@@ -32,6 +32,7 @@ func prefetchCommand() *cli.Command {
 			listOf("insecure-registry", "`HOST:PORT` of a registry whose token server may be given credentials without TLS (repeatable)", checkRegistry),
 			durationOf("timeout", "0s", "`DURATION` after which to give up, 0 for as long as bytes arrive"),
 			countOf("parallel", "256", 1, 65536, "`NUMBER` of hosts that are warmed at once"),
+			apiTokenFlag(),
 			outputFlag(),
 		},
 		Action: prefetchAction,
@@ -64,6 +65,7 @@ type prefetch struct {
 	parallel  int           // mirrors asked at once
 	idle      time.Duration // a mirror that says nothing for so long is given up
 	creds     *credentials
+	token     string // of the mirrors' own API, "" for none
 	progress  progress
 }
 
@@ -90,6 +92,9 @@ func newPrefetch(c *cli.Context) (*prefetch, error) {
 	}
 	var err error
 	if p.mirrors, err = mirrorsOf(c); err != nil {
+		return nil, err
+	}
+	if p.token, err = apiToken(c); err != nil {
 		return nil, err
 	}
 	p.progress = newProgress(c.App.ErrWriter, p.mirrors)

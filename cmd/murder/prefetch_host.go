@@ -62,7 +62,7 @@ type imageJob struct {
 
 func (p *prefetch) host(ctx context.Context, mirror string) hostResult {
 	start := time.Now()
-	j := &hostJob{prefetch: p, client: newClient(mirror), images: make(map[string]*imageJob)}
+	j := &hostJob{prefetch: p, client: newClient(mirror, p.token), images: make(map[string]*imageJob)}
 	defer j.client.close()
 	for _, img := range p.images {
 		if name := img.String(); j.images[name] == nil {

@@ -24,9 +24,14 @@ func runSeeder(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	upstreams, err := d.upstreams()
+	if err != nil {
+		d.close()
+		return err
+	}
 	origin := seeder.Open(d.ctx, seeder.Config{
 		Store: d.store, Swarm: d.swarm,
-		Upstream:        registry.NewClient(registry.ClientConfig{Insecure: d.insecure}),
+		Upstream:        registry.NewClient(upstreams),
 		DefaultRegistry: c.String("default-registry"),
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),

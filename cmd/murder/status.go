@@ -29,6 +29,7 @@ func statusCommand() *cli.Command {
 			textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
 			textOf("platform", "", "`OS/ARCH` that is meant of a multi-platform image (default: this machine's)", checkOnePlatform),
 			listOf("insecure-registry", "`HOST:PORT` of a registry whose token server may be given credentials without TLS (repeatable)", checkRegistry),
+			apiTokenFlag(),
 			outputFlag(),
 		},
 		Action: statusAction,
@@ -50,7 +51,11 @@ func statusAction(c *cli.Context) error {
 	if err != nil {
 		return usagef(c, "--mirror: %v", err)
 	}
-	daemon := newClient(base)
+	token, err := apiToken(c)
+	if err != nil {
+		return err
+	}
+	daemon := newClient(base, token)
 	defer daemon.close()
 	arg := c.Args().First()
 	if arg == "" {

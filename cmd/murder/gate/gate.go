@@ -1,0 +1,158 @@
+// Package gate decides which requests come in to a daemon's HTTP API, before
+// any of it looks at them. What a request for content may have, the registry
+// says, and not the gate; it keeps out those that no engine and no operator
+// sends:
+//
+//   - pages in somebody's browser, which reach every port of the host that the
+//     browser runs on: by a request across sites, or by a name of their own that
+//     leads here (DNS rebinding);
+//   - from other hosts, questions and orders to the daemon itself, unless they
+//     show the operator's token;
+//   - bodies where there is none to be sent.
+//
+// Beside it stand the bounds on connections (see [Connections] and [Listen]).
+package gate
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/murderp2p/murder/registry"
+)
+
+// Gate is an http.Handler in front of Next.
+type Gate struct {
+	Next http.Handler
+	// Own tells of a path, in its shortest form, whether it is part of the
+	// daemon's own API: not for everybody, like pulls, health and metrics.
+	Own func(path string) bool
+	// Names are the names by which the daemon may be asked, in the form of
+	// [registry.Matches], besides those that no stranger can have; nil = any.
+	Names []string
+	// Token is what callers of the own API show; nil = none is needed, and
+	// none helps, but they must be on this machine.
+	Token *Token
+	Log   *slog.Logger
+}
+
+// bodyTime is how long a body may take that is of no use here. Go's server
+// reads on after the answer, to use the connection again.
+const bodyTime = 30 * time.Second
+
+// open are for load balancers and Prometheus, which ask by names of all kinds.
+func open(path string) bool {
+	return path == "/livez" || path == "/readyz" || path == "/healthz" || path == "/metrics"
+}
+
+// ServeHTTP implements http.Handler.
+func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p := r.URL.Path
+	if !registry.IsPull(p) {
+		p = path.Clean("/" + p)
+	}
+	own := !open(p) && g.Own(p)
+	err := g.judge(r, p, own)
+	if r.ContentLength != 0 && (err != nil || !own) {
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+	}
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		registry.WriteError(w, r, err)
+		return
+	}
+	g.Next.ServeHTTP(w, r)
+}
+
+// judge returns nil for a request that may come in.
+func (g *Gate) judge(r *http.Request, path string, own bool) error {
+	switch {
+	case r.ContentLength != 0 && (r.Method == http.MethodGet || r.Method == http.MethodHead):
+		return refusal(http.StatusBadRequest, registry.CodeUnsupported, "a %s has no body", r.Method)
+	case open(path):
+		return nil
+	case !g.known(r.Host):
+		return refusal(http.StatusForbidden, registry.CodeDenied,
+			"this mirror does not go by the name %.80q; if it should, start it with --allow-host, or ask it by its IP address", hostOf(r.Host))
+	case (own || registry.IsPull(path)) && crossSite(r):
+		return refusal(http.StatusForbidden, registry.CodeDenied, "this is not for pages of other sites")
+	case own:
+		return g.admit(r)
+	default:
+		return nil
+	}
+}
+
+// admit judges a request to the own API.
+func (g *Gate) admit(r *http.Request) error {
+	if g.Token == nil {
+		if onThisMachine(r) {
+			return nil
+		}
+		return refusal(http.StatusForbidden, registry.CodeDenied,
+			"%s is answered on this host itself only; for others start the daemon with --api-token-file, and name the same token to murder's commands", r.URL.Path)
+	}
+	shown, err := g.Token.shown(r)
+	if err != nil {
+		g.Log.Error("token of the API cannot be read", "err", err)
+		return refusal(http.StatusInternalServerError, registry.CodeUnavailable, "the daemon cannot read its --api-token-file; its log says why")
+	}
+	if shown {
+		return nil
+	}
+	e := refusal(http.StatusUnauthorized, registry.CodeUnauthorized, "%s needs the token of the daemon's --api-token-file; murder's commands take it from theirs", r.URL.Path)
+	e.Header = http.Header{"Www-Authenticate": {`Bearer realm="murder"`}}
+	return e
+}
+
+func refusal(status int, code, format string, args ...any) *registry.Error {
+	return &registry.Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// onThisMachine tells whether a request comes from the daemon's host, and has
+// not only been passed on there.
+func onThisMachine(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	passedOn := r.Header.Get("Forwarded") != "" || r.Header.Get("X-Forwarded-For") != ""
+	return err == nil && from.Addr().Unmap().IsLoopback() && !passedOn
+}
+
+// known tells whether the daemon goes by the name in a Host header. A page can
+// be rebound only by a name that a stranger can have in the public DNS: that
+// has a dot, and does not end in what is reserved.
+func (g *Gate) known(hostport string) bool {
+	host := hostOf(hostport)
+	if _, err := netip.ParseAddr(host); g.Names == nil || err == nil {
+		return true
+	}
+	if !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost") || strings.HasSuffix(host, ".internal") {
+		return true
+	}
+	return registry.Matches(g.Names, host)
+}
+
+// hostOf is the host of a Host header as it is compared.
+func hostOf(hostport string) string {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.Trim(hostport, "[]")
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+var sites http.CrossOriginProtection
+
+// crossSite tells of a request that a browser sent for a page of another site.
+// net/http has the rule, but leaves GET alone; here that begins downloads, and
+// tells what is on the host.
+func crossSite(r *http.Request) bool {
+	if r.Header.Get("Sec-Fetch-Site") == "" && r.Header.Get("Origin") == "" {
+		return false // no browser, or one of old
+	}
+	return sites.Check(&http.Request{Method: http.MethodPost, URL: r.URL, Host: r.Host, Header: r.Header}) != nil
+}
