@@ -87,8 +87,8 @@ bench-cold: ## the first pull of a 500 MB image, against one straight from the r
 	$(BENCH) '^TestBenchCold$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-memory
-bench-memory: ## resident memory of a mirror, idle and while 1 GiB streams to 3 clients
-	$(BENCH) '^TestBenchMemory$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+bench-memory: ## resident memory of a mirror: idle, streaming 1 GiB to 3 clients, and with 1,000 layers, 100 swarms and 200 slow clients
+	$(BENCH) '^TestBench(Memory|Crowd)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-sim
 bench-sim: ## large fleets in the simulator, up to 10,000 hosts; SIM="16 hosts|1000 hosts" runs only those
@@ -117,7 +117,7 @@ bin/murder-lab:
 	go build -o $@ ./integration/lab
 
 .PHONY: bench-tracker
-bench-tracker: ## announces a second of 10,000 hosts on 10 swarms each, on one core, and memory a peer
+bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer
 	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: image

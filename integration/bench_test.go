@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,4 +325,73 @@ func residentMiB(t testing.TB, pid int, field string) float64 {
 	}
 	t.Fatalf("/proc/%d/status has no %s", pid, field)
 	return 0
+}
+
+// TestBenchCrowd measures a mirror's resident memory when all comes together:
+// 1,000 layers cached and seeded, 100 others arriving through as many swarms,
+// slowly, and 200 clients that read those, slowly as well.
+func TestBenchCrowd(t *testing.T) {
+	needsBench(t)
+	needs(t, "docker-registry")
+	if raceDetector {
+		t.Skip("the race detector's memory is not murder's")
+	}
+	const cached, active, clients = 1000, 100, 200
+	old, err := makeImage(newRoot(t), "old", slices.Repeat([]int64{1 << 20}, cached)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arriving, err := makeImage(newRoot(t), "arriving", slices.Repeat([]int64{16 << 20}, active)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := startFleet(t, fleetConfig{})
+	push(t, f.Registry.Addr, "bench/old:v1", old, nil)
+	push(t, f.Registry.Addr, "bench/arriving:v1", arriving, nil)
+	narrow := startSeeder(t, daemonConfig{Insecure: []string{f.name()}, Flags: []string{"--upload-limit", "4MiB"}})
+	m := startMirror(t, daemonConfig{Seeders: []string{f.Seeder.URL(), narrow.URL()}, Insecure: []string{f.name()}})
+	var pulls errgroup.Group
+	pulls.SetLimit(8)
+	for _, blob := range layerBlobs(t, old) {
+		pulls.Go(func() error { return drain(m.Blob(f.Registry.Addr, "bench/old", blob.Digest), blob.Size) })
+	}
+	if err := pulls.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	before := residentMiB(t, m.PID(), "VmRSS")
+	f.Seeder.Stop(t) // from now on there is the narrow one alone
+
+	blobs := layerBlobs(t, arriving)
+	var reading atomic.Int64
+	for i := range clients {
+		go func() {
+			body, err := openBlob(t, m.Blob(f.Registry.Addr, "bench/arriving", blobs[i%active].Digest))
+			if err != nil {
+				return
+			}
+			defer body.Close()
+			reading.Add(1)
+			sip(body)
+		}()
+	}
+	waitUntil(t, "every client reads", func() error {
+		if n := reading.Load(); n < clients {
+			return fmt.Errorf("%d clients read", n)
+		}
+		return nil
+	})
+	time.Sleep(20 * time.Second) // buffers fill
+	report(t, "%.0f swarms, %d clients that read slowly: mirror %.0f MiB with the cached layers alone, now %.0f, peak %.0f (wanted under 300); seeder's peak %.0f MiB",
+		m.Metrics(t).Sum("murder_torrents_active"), clients, before, residentMiB(t, m.PID(), "VmRSS"), residentMiB(t, m.PID(), "VmHWM"), residentMiB(t, narrow.PID(), "VmHWM"))
+}
+
+// sip reads as a client behind a slow disk does, 16 KiB at a time.
+func sip(body io.Reader) {
+	buf := make([]byte, 16<<10)
+	for {
+		if _, err := io.ReadFull(body, buf); err != nil {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
 }
