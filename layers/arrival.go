@@ -210,9 +210,6 @@ func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, er
 	if err != nil {
 		return nil, err
 	}
-	if err := reserve(f, size); err != nil {
-		return nil, errors.Join(err, f.Close(), remove(f.Name()))
-	}
 	s.space.gained(-size)
 	a := newArrival(d, size, f)
 	a.origin = origin

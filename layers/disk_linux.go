@@ -39,15 +39,11 @@ func allocated(fi fs.FileInfo) int64 {
 	return fi.Size()
 }
 
-// reserve takes the blocks that size bytes of f need, so that a disk which is too full
-// says so before a client has been promised the blob. f's length stays what it is.
-// Where the file system cannot, nothing is reserved.
-func reserve(f *os.File, size int64) error {
-	if size == 0 {
-		return nil
-	}
-	err := syscall.Fallocate(int(f.Fd()), fallocKeepSize, 0, size)
-	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
+// reserve takes the blocks that n bytes of f from off on need. f's length stays what it
+// is. Where the file system cannot, nothing is reserved.
+func reserve(f *os.File, off, n int64) error {
+	err := syscall.Fallocate(int(f.Fd()), fallocKeepSize, off, n)
+	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
 	return os.NewSyscallError("fallocate", err)

@@ -21,7 +21,7 @@ func dataAfter(f *os.File, off int64) (from, to int64, ok bool, err error) {
 func allocated(fi fs.FileInfo) int64 { return fi.Size() }
 
 // reserve reserves nothing.
-func reserve(*os.File, int64) error { return nil }
+func reserve(_ *os.File, _, _ int64) error { return nil }
 
 // diskFree cannot tell.
 func diskFree(string) (int64, error) { return 0, errors.ErrUnsupported }

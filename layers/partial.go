@@ -86,10 +86,26 @@ func newPartial(s *Store, a *arrival) *Partial {
 // start sets the Partial's own goroutines to work. They end with it, and Store.Close
 // waits for them.
 func (p *Partial) start() {
+	p.work.Go(p.reserve)
 	if t := p.torrent; t != nil {
 		p.work.Go(func() { p.goBy(t, 0, false) })
 	}
 	go p.run()
+}
+
+// reserveStep is how many bytes are reserved at once: writers wait meanwhile.
+const reserveStep = 8 << 20
+
+// reserve takes the blocks that the blob will need, so that a disk which others fill
+// meanwhile says so early. Nobody waits for it: on some file systems it takes longer
+// than the first pieces to come.
+func (p *Partial) reserve() {
+	for off := int64(0); off < p.size && !p.over(); off += reserveStep {
+		if err := reserve(p.file, off, min(reserveStep, p.size-off)); err != nil {
+			p.Fail(fmt.Errorf("reserve space for blob %s: %w", p.digest, err))
+			return
+		}
+	}
 }
 
 // Digest returns the digest the blob must have.
@@ -326,6 +342,13 @@ func (p *Partial) Fail(err error) {
 	if !p.whole {
 		p.end(err)
 	}
+}
+
+// over tells whether the Partial needs nothing more.
+func (p *Partial) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.whole || p.ended
 }
 
 // failed tells whether the Partial has ended without its blob in the store.

@@ -79,5 +79,11 @@ func (b *beating) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(b.w, r)
 }
 
+// FlushError is for http.ResponseController.
+func (b *beating) FlushError() error {
+	b.answer(http.StatusOK)
+	return http.NewResponseController(b.w).Flush()
+}
+
 // Unwrap is for http.ResponseController.
 func (b *beating) Unwrap() http.ResponseWriter { return b.w }

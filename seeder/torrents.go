@@ -16,8 +16,8 @@ import (
 // maxWait bounds the wait= of GET /v1/torrents.
 const maxWait = time.Minute
 
-// Headers of the answer about a blob that is still being fetched: the infohash of
-// its swarm until then, in hex, and its size in bytes.
+// Headers of the answer to a mirror: the infohash of the swarm in hex, which is another
+// while the blob is still being fetched, and the blob's size in bytes.
 const (
 	swarmHeader = "Murder-Swarm"
 	sizeHeader  = "Murder-Size"
@@ -75,16 +75,29 @@ func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
 			return writeArrival(w, fetch.partial)
 		}
 	}
-	return s.sendMetainfo(w, req)
+	return s.sendMetainfo(w, req, query.draft)
 }
 
-func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request) error {
+// sendMetainfo sends the torrent file of a whole blob. A mirror joins the swarm while
+// that is on its way, for which a fleet that asks at once takes its time.
+func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request, draft bool) error {
 	m, err := s.shared.Share(s.origin.ctx, req.Digest)
 	if err != nil {
 		return registry.Unavailable("metainfo of %s: %w", req.Digest, err)
 	}
+	if draft {
+		nameSwarm(w, m.InfoHash(), m.Size())
+		http.NewResponseController(w).Flush()
+	}
 	writeMetainfo(w, m)
 	return nil
+}
+
+// nameSwarm says in the header what a mirror needs to join the swarm.
+func nameSwarm(w http.ResponseWriter, ih layers.InfoHash, size int64) {
+	w.Header().Set("Content-Type", torrentType)
+	w.Header().Set(swarmHeader, ih.String())
+	w.Header().Set(sizeHeader, strconv.FormatInt(size, 10))
 }
 
 func writeMetainfo(w http.ResponseWriter, m *layers.Metainfo) {
@@ -104,9 +117,7 @@ func (s *Seeder) sendDraft(w http.ResponseWriter, r *http.Request, f *fetch) err
 		return registry.Unavailable("blob %s: %w", f.torrent.Digest(), err)
 	}
 	draft, _ := f.torrent.Draft()
-	w.Header().Set("Content-Type", torrentType)
-	w.Header().Set(swarmHeader, draft.String())
-	w.Header().Set(sizeHeader, strconv.FormatInt(f.torrent.Size(), 10))
+	nameSwarm(w, draft, f.torrent.Size())
 	if err := f.torrent.WriteTo(r.Context(), flushing{w, http.NewResponseController(w)}); err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -126,7 +137,6 @@ func (f flushing) Flush() { f.controller.Flush() }
 func (s *Seeder) sendBlob(w http.ResponseWriter, r *http.Request, content *layers.Content) {
 	w.Header().Set("Content-Type", blobType)
 	w.Header().Set("Content-Length", strconv.FormatInt(content.Size(), 10))
-	w.WriteHeader(http.StatusOK)
 	http.NewResponseController(w).Flush()
 	n, err := io.Copy(w, content.Section(r.Context(), 0, content.Size()))
 	s.origin.ledger.Served(n)
