@@ -16,7 +16,8 @@ type Answer struct {
 	// Torrent is what the blob's swarm goes by; nil for a small blob.
 	Torrent *Torrent
 	// Body, if not nil, is for the mirror to read and close: the small blob
-	// itself, or the file of a torrent that still grows (see ReadTorrent).
+	// itself, or the file of a torrent that still grows (see ReadTorrent). One that is
+	// Named has none.
 	Body io.ReadCloser
 }
 

@@ -78,13 +78,19 @@ func pieceSpan(size int64, i int) (from, to int64) {
 // dictionary (BEP 3), and these are in order.
 const (
 	torrentStart = "d4:info" // info begins behind it
-	torrentTail  = "7:privatei1eee"
+	infoTail     = "7:privatei1ee"
+	torrentTail  = infoTail + "e"
 )
 
 // torrentHead returns what stands before the hashes. d is valid.
 func torrentHead(d digest.Digest, size int64) []byte {
+	return append([]byte(torrentStart), infoHead(d, size)...)
+}
+
+// infoHead is the part of it that belongs to info.
+func infoHead(d digest.Digest, size int64) []byte {
 	name := fileName(d)
-	return fmt.Appendf(nil, torrentStart+"d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:",
+	return fmt.Appendf(nil, "d6:lengthi%de4:name%d:%s12:piece lengthi%de6:pieces%d:",
 		size, len(name), name, PieceLength(size), int64(pieceCount(size))*sha1.Size)
 }
 

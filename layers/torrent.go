@@ -18,6 +18,7 @@ type Torrent struct {
 	size     int64
 	draft    InfoHash
 	hasDraft bool
+	named    bool // draft is the infohash of the metainfo
 
 	done chan struct{} // closed when meta or err is set
 
@@ -44,6 +45,50 @@ func NewTorrent(d digest.Digest, size int64, draft InfoHash) *Torrent {
 		t.complete()
 	}
 	return t
+}
+
+// NamedTorrent returns the torrent that ih, its metainfo's infohash, names, as a magnet
+// link does: no hash is known yet, but what SetInfo is given can be verified. d must be
+// valid and size not negative.
+func NamedTorrent(d digest.Digest, size int64, ih InfoHash) *Torrent {
+	t := NewTorrent(d, size, ih)
+	t.named = true
+	return t
+}
+
+// Named tells whether SetInfo can complete the torrent.
+func (t *Torrent) Named() bool { return t.named }
+
+// InfoSize returns the length in bytes of the info dictionary of the metainfo.
+func (t *Torrent) InfoSize() int {
+	return len(infoHead(t.digest, t.size)) + t.Pieces()*sha1.Size + len(infoTail)
+}
+
+// SetInfo completes a torrent that is Named by its info dictionary, wherever that comes
+// from. It is an error, and changes nothing, if it is not the one that was named. Where
+// all is known already nothing is looked at.
+func (t *Torrent) SetInfo(info []byte) error {
+	if t.Metainfo() != nil {
+		return nil
+	}
+	head := infoHead(t.digest, t.size)
+	switch {
+	case !t.named:
+		return fmt.Errorf("the torrent of %s has no name yet", t.digest)
+	case len(info) != t.InfoSize() || !bytes.HasPrefix(info, head) || !bytes.HasSuffix(info, []byte(infoTail)):
+		return fmt.Errorf("not the info of %s: %w", t.digest, ErrMismatch)
+	case sha1.Sum(info) != t.draft:
+		return fmt.Errorf("not the info that %s names: %w", t.draft, ErrMismatch)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil || t.meta != nil {
+		return t.err
+	}
+	t.hashes = info[len(head) : len(info)-len(infoTail)]
+	t.complete()
+	t.changed.fire()
+	return nil
 }
 
 // Digest returns the digest of the blob.
@@ -143,6 +188,9 @@ func (t *Torrent) Fail(err error) {
 	close(t.done)
 	t.changed.fire()
 }
+
+// Done is closed when all hashes are known, or never will be.
+func (t *Torrent) Done() <-chan struct{} { return t.done }
 
 // Err returns what Fail was called with, or nil.
 func (t *Torrent) Err() error {

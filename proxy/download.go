@@ -96,11 +96,11 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 		d.why = whySeederFailed
 	}
 	for _, seeder := range m.seeders.well() {
-		answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
+		ctx, answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
 		switch {
 		case err == nil:
 			d.seeder, d.why = seeder, ""
-			d.take(answer, leave)
+			d.take(ctx, answer, leave)
 			return answer.Size, nil
 		case registry.Refused(err):
 			return 0, err
@@ -112,20 +112,22 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	return 0, nil
 }
 
-// ask puts the question for the blob to a seeder. Its answer ends with leave.
-func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (a layers.Answer, leave func(), err error) {
-	ctx, leave := context.WithCancel(d.mirror.ctx)
+// ask puts the question for the blob to a seeder. Its answer ends with ctx, by leave.
+func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (ctx context.Context, a layers.Answer, leave func(), err error) {
+	ctx, leave = context.WithCancel(d.mirror.ctx)
 	if a, err = seeder.Ask(ctx, repo, of, authorization); err != nil {
 		leave()
 	}
-	return a, leave, err
+	return ctx, a, leave, err
 }
 
-// take goes by a seeder's answer from now on.
-func (d *download) take(a layers.Answer, leave func()) {
+// take goes by a seeder's answer from now on, until ctx ends by leave.
+func (d *download) take(ctx context.Context, a layers.Answer, leave func()) {
 	d.close()
 	d.torrent, d.leave = a.Torrent, leave
 	switch {
+	case a.Torrent != nil && a.Torrent.Named():
+		d.mirror.running.Go(func() { d.complete(ctx, a.Torrent) })
 	case a.Torrent == nil:
 		d.first = &opened{"seeder", a.Body}
 	case a.Body != nil:

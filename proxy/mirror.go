@@ -40,6 +40,8 @@ type Seeder interface {
 	// Ask has the seeder fetch a blob, and returns how the mirror gets it. The
 	// body of the answer ends with ctx.
 	Ask(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (layers.Answer, error)
+	// Metainfo asks for what the swarm did not bring of an answer's torrent.
+	Metainfo(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (*layers.Metainfo, error)
 }
 
 // Config says what a [Mirror] works with.

@@ -62,7 +62,7 @@ func (d *download) renew() error {
 		return errAtEnd
 	}
 	err := d.rights.Each(func(repo registry.Repository, authorization string) error {
-		answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
+		ctx, answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
 		if err != nil {
 			return err
 		}
@@ -70,11 +70,41 @@ func (d *download) renew() error {
 			leave()
 			return fmt.Errorf("%d bytes there, %d promised: %w", answer.Size, d.partial.Size(), layers.ErrMismatch)
 		}
-		d.take(answer, leave)
+		d.take(ctx, answer, leave)
 		return nil
 	})
 	d.mirror.seeders.failed(d.mirror.ctx, d.seeder, err)
 	return err
+}
+
+// completeAfter is how long the swarm has to bring the hashes of a torrent of which the
+// seeder has told the name.
+const completeAfter = time.Second
+
+// complete asks the seeder for the hashes when the swarm does not bring them, as long as
+// they lack and ctx lasts.
+func (d *download) complete(ctx context.Context, t *layers.Torrent) {
+	tick := time.NewTicker(completeAfter)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.Done():
+			return
+		case <-tick.C:
+		}
+		err := d.rights.Each(func(repo registry.Repository, authorization string) error {
+			m, err := d.seeder.Metainfo(ctx, repo, t.Digest(), authorization)
+			if err != nil {
+				return err
+			}
+			return t.SetInfo(m.InfoBytes())
+		})
+		if err != nil {
+			d.mirror.cfg.Log.Debug("metainfo not had of the seeder", "digest", t.Digest(), "err", err)
+		}
+	}
 }
 
 func (d *download) fetch(ctx context.Context) error {

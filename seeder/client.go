@@ -60,9 +60,10 @@ func (c *Client) Alive(ctx context.Context) error { return c.health.probe(ctx) }
 
 // Ask has the seeder fetch a blob, if it has not and the registry admits the
 // caller, and returns what the mirror needs to bring it. The torrent in the answer
-// may still grow; what feeds it is the answer's body, which ends with ctx.
+// may still grow; what feeds it is the answer's body, which ends with ctx. With no body
+// the torrent is named only, and the swarm has the rest.
 func (c *Client) Ask(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (layers.Answer, error) {
-	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{"draft": {"1"}}, authorization)
+	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{"draft": {"1"}, "magnet": {"1"}}, authorization)
 	if err != nil {
 		return layers.Answer{}, err
 	}
@@ -85,22 +86,42 @@ func (c *Client) answer(resp *http.Response, d digest.Digest) (a layers.Answer, 
 	case resp.Header.Get(swarmHeader) != "":
 		return draft(resp, d)
 	}
-	body, err := io.ReadAll(io.LimitReader(c.client.Bound(resp.Body), maxAnswer))
-	if err != nil {
-		return a, err
-	}
-	resp.Body.Close()
-	m, err := layers.ParseMetainfo(body)
-	if err == nil && m.Digest() != d {
-		err = fmt.Errorf("it is the metainfo of %s", m.Digest())
-	}
+	m, err := c.metainfo(resp, d)
 	if err != nil {
 		return a, err
 	}
 	return layers.Answer{Size: m.Size(), Torrent: m.Torrent()}, nil
 }
 
-// draft is the answer about a blob that the seeder is still fetching.
+// Metainfo asks for the torrent file of a blob that the seeder has.
+func (c *Client) Metainfo(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (*layers.Metainfo, error) {
+	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{}, authorization)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("seeder %s: metainfo of %s: %s", c.url.Redacted(), d, resp.Status)
+	}
+	return c.metainfo(resp, d)
+}
+
+// metainfo reads a torrent file.
+func (c *Client) metainfo(resp *http.Response, d digest.Digest) (*layers.Metainfo, error) {
+	body, err := io.ReadAll(io.LimitReader(c.client.Bound(resp.Body), maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	resp.Body.Close()
+	m, err := layers.ParseMetainfo(body)
+	if err == nil && m.Digest() != d {
+		err = fmt.Errorf("it is the metainfo of %s", m.Digest())
+	}
+	return m, err
+}
+
+// draft is the answer about a blob of which not all hashes are known, to the seeder yet
+// or to us.
 func draft(resp *http.Response, d digest.Digest) (a layers.Answer, err error) {
 	name, err := hex.DecodeString(resp.Header.Get(swarmHeader))
 	if err != nil || len(name) != len(layers.InfoHash{}) {
@@ -109,6 +130,14 @@ func draft(resp *http.Response, d digest.Digest) (a layers.Answer, err error) {
 	size, err := strconv.ParseInt(resp.Header.Get(sizeHeader), 10, 64)
 	if err != nil || size < 0 {
 		return a, fmt.Errorf("no size in %s", sizeHeader)
+	}
+	if resp.ContentLength == 0 {
+		resp.Body.Close()
+		t := layers.NamedTorrent(d, size, layers.InfoHash(name))
+		if t.InfoSize() > maxAnswer {
+			return a, fmt.Errorf("it would be of %d pieces", t.Pieces())
+		}
+		return layers.Answer{Size: size, Torrent: t}, nil
 	}
 	t := layers.NewTorrent(d, size, layers.InfoHash(name))
 	if t.Pieces() > maxAnswer/len(name) {

@@ -58,8 +58,18 @@ func TestClient(t *testing.T) {
 	}
 	var whole layers.Answer
 	eventually(t, "blob whole", func() bool { whole = mustAsk(t, s, repo, d); return whole.Body == nil })
-	if got := arriving.Torrent.Metainfo(); got == nil || got.InfoHash() != whole.Torrent.Metainfo().InfoHash() {
-		t.Errorf("metainfo = %v while it arrived, then %v", got, whole.Torrent.Metainfo())
+	m, err := s.client.Metainfo(t.Context(), repo, d, registrytest.Basic("alice"))
+	if err != nil {
+		t.Fatalf("Metainfo = %v", err)
+	}
+	if got := arriving.Torrent.Metainfo(); got == nil || got.InfoHash() != m.InfoHash() {
+		t.Errorf("metainfo = %v while it arrived, then %v", got, m)
+	}
+	if err := whole.Torrent.SetInfo(m.InfoBytes()); err != nil || whole.Torrent.Metainfo() == nil {
+		t.Errorf("the name of the whole blob's swarm does not fit its metainfo: %v", err)
+	}
+	if _, err := s.client.Metainfo(t.Context(), repo, d, ""); !registry.Unauthorized(err) {
+		t.Errorf("Metainfo without credentials = %v, want the registry's 401", err)
 	}
 
 	body, size, err := s.client.GetBlob(t.Context(), repo, d, 1_000_000, registrytest.Basic("alice"))

@@ -33,12 +33,14 @@ const (
 type torrentQuery struct {
 	wait  time.Duration // for the metainfo of a blob that is being fetched
 	draft bool          // by a mirror, which does not wait for it
+	named bool          // by one to which the name of a complete swarm is enough
 }
 
 // serveTorrent answers GET /v1/torrents/<digest>: the metainfo of a whole blob, or
 // 202 and a [layers.Arrival] while it is being fetched. A mirror, which says
 // draft=1, is answered with what there is: the torrent file as it comes into being,
-// or a small blob itself. The first question begins the fetch. Who may have the blob
+// or a small blob itself; and if it says magnet=1 too, for a whole blob only with the
+// name of the swarm, where it gets the file's content (BEP 9). The first question begins the fetch. Who may have the blob
 // may have this.
 func (s *Seeder) serveTorrent(w http.ResponseWriter, r *http.Request) {
 	if err := s.torrent(w, r); err != nil && r.Context().Err() == nil {
@@ -75,19 +77,20 @@ func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
 			return writeArrival(w, fetch.partial)
 		}
 	}
-	return s.sendMetainfo(w, req, query.draft)
+	return s.sendMetainfo(w, req, query.draft && query.named)
 }
 
-// sendMetainfo sends the torrent file of a whole blob. A mirror joins the swarm while
-// that is on its way, for which a fleet that asks at once takes its time.
-func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request, draft bool) error {
+// sendMetainfo sends the torrent file of a whole blob, or only its swarm's name: to send
+// the file to all of a fleet that asks at once would take longer than many a layer.
+func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request, nameOnly bool) error {
 	m, err := s.shared.Share(s.origin.ctx, req.Digest)
-	if err != nil {
+	switch {
+	case err != nil:
 		return registry.Unavailable("metainfo of %s: %w", req.Digest, err)
-	}
-	if draft {
+	case nameOnly && m.Pieces() > 0:
 		nameSwarm(w, m.InfoHash(), m.Size())
-		http.NewResponseController(w).Flush()
+		w.Header().Set("Content-Length", "0")
+		return nil
 	}
 	writeMetainfo(w, m)
 	return nil
@@ -164,7 +167,7 @@ func (s *Seeder) parseTorrent(r *http.Request) (req registry.Request, query torr
 		}
 		query.wait = min(query.wait, maxWait)
 	}
-	query.draft = values.Get("draft") == "1"
+	query.draft, query.named = values.Get("draft") == "1", values.Get("magnet") == "1"
 	return req, query, nil
 }
 

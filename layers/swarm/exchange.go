@@ -97,6 +97,9 @@ type exchange struct {
 	highest    int            // the last piece that any peer has
 	seed       *choice.Seed   // nil while nothing is revealed to anyone
 	hosts      map[*choice.Host]*peer
+	infoLine   []*peer // who waits to be sent the torrent's hashes
+	infoBusy   int     // how many are being sent them
+	saidInfo   bool    // peers that came before we had them have been told
 }
 
 func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, trackers []string, release func()) *exchange {
@@ -257,6 +260,8 @@ func (x *exchange) dismiss(p *peer) {
 	}
 	x.unknown(p)
 	x.leaveLine(p)
+	x.infoServed(p)
+	x.seekInfo()
 }
 
 // known makes p, which has said who it is, a source and a taker. mu is held.
@@ -370,6 +375,7 @@ func (x *exchange) look() bool {
 		}
 	}
 	x.line.Grant(now)
+	x.endInfoTurns(now)
 	x.rescue(now)
 	x.pumpAll()
 	x.reveal()

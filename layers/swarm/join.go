@@ -104,6 +104,9 @@ func (c *Client) Fetch(ctx context.Context, t *layers.Torrent, p *layers.Partial
 	if t.Pieces() == 0 {
 		return nil
 	}
+	if m := p.Metainfo(); m != nil && t.Named() { // from an earlier run
+		_ = t.SetInfo(m.InfoBytes()) // who has another is told so by his peers
+	}
 	x, err := c.begin(t, p, trackers)
 	if err != nil {
 		return err
@@ -179,6 +182,9 @@ func (x *exchange) fetch(ctx context.Context) error {
 		case <-changed:
 			changed = x.torrent.Changed()
 			x.prove()
+			x.mu.Lock()
+			x.sayInfo()
+			x.mu.Unlock()
 		case <-progress:
 			progress, look = nil, time.After(syncPause)
 		case <-look:

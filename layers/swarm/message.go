@@ -22,8 +22,8 @@ const (
 	maxRequest = 128 << 10
 	// maxBitfield bounds a bitfield in bytes: 8 million pieces.
 	maxBitfield = 1 << 20
-	// maxExtended bounds a message of BEP 10.
-	maxExtended = 16 << 10
+	// maxExtended bounds a message of BEP 10: a block of metadata and what is said of it.
+	maxExtended = infoBlock + 1<<10
 )
 
 // message is one that came in. A chunk's bytes follow it in the stream, and are read
@@ -206,11 +206,11 @@ func appendBitfield(b []byte, have bitset, pieces int) []byte {
 	return b
 }
 
-// appendExtended writes the handshake of BEP 10.
-func appendExtended(b, payload []byte) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(2+len(payload)))
-	b = append(b, byte(pp.Extended), 0)
-	return append(b, payload...)
+// appendExtended writes a message of BEP 10, whose handshake is the one with number 0.
+func appendExtended(b []byte, id pp.ExtensionNumber, head, body []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(2+len(head)+len(body)))
+	b = append(b, byte(pp.Extended), byte(id))
+	return append(append(b, head...), body...)
 }
 
 // bitset is a set of small numbers.

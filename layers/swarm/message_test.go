@@ -20,7 +20,8 @@ func TestMessagesAreWhatTheLibraryReads(t *testing.T) {
 	b = appendRequest(b, pp.Request, r)
 	b = appendRequest(b, pp.Reject, r)
 	b = appendBitfield(b, have, 10)
-	b = appendExtended(b, []byte("de"))
+	b = appendExtended(b, 0, []byte("de"), nil)
+	b = appendMetadata(b, 3, pp.ExtendedMetadataRequestMsg{Piece: 1, TotalSize: 16386, Type: pp.DataMetadataExtensionMsgType}, []byte("ab"))
 	b = append(appendPiece(b, request{index: 3, begin: 5, length: 2}), "ab"...)
 
 	d := pp.Decoder{R: bufio.NewReader(bytes.NewReader(b)), MaxLength: 1 << 20}
@@ -31,6 +32,7 @@ func TestMessagesAreWhatTheLibraryReads(t *testing.T) {
 		{Type: pp.Reject, Index: 7, Begin: 1 << 16, Length: 1 << 14},
 		{Type: pp.Bitfield, Bitfield: []bool{true, 9: true, 15: false}},
 		{Type: pp.Extended, ExtendedPayload: []byte("de")},
+		{Type: pp.Extended, ExtendedID: 3, ExtendedPayload: []byte("d8:msg_typei1e5:piecei1e10:total_sizei16386eeab")},
 		{Type: pp.Piece, Index: 3, Begin: 5, Piece: []byte("ab")},
 	} {
 		var got pp.Message
@@ -48,7 +50,7 @@ func FuzzDecoder(f *testing.F) {
 	f.Add(appendRequest(nil, pp.Request, request{1, 2, 3}))
 	f.Add(appendBitfield(nil, newBitset(9), 9))
 	f.Add(append(appendPiece(nil, request{1, 2, 3}), "abc"...))
-	f.Add(appendExtended(nil, []byte("d1:v6:murdere")))
+	f.Add(appendExtended(nil, 0, []byte("d1:v6:murdere"), nil))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 7})
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 3, 99, 1, 2})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -49,6 +49,8 @@ type peer struct {
 	sent     int64
 	movedAt  time.Duration // when a chunk last went either way, or it was admitted
 
+	info metadata
+
 	// As a source.
 	source   *choice.Peer // nil when it has nothing to say yet, or we lack nothing
 	asks     []*ask
@@ -93,13 +95,7 @@ func (p *peer) signal(kind pp.MessageType) {
 // hello is how we present ourselves, after the handshake. x.mu is held.
 func (p *peer) hello() {
 	if p.extends {
-		b, err := bencode.Marshal(pp.ExtendedHandshakeMessage{
-			M: map[pp.ExtensionName]pp.ExtensionNumber{}, V: p.x.self().String(),
-			Reqq: maxQueue, Port: int(p.x.client.port()),
-		})
-		if err == nil {
-			p.out = appendExtended(p.out, b)
-		}
+		p.sayExtensions()
 	}
 	switch {
 	case p.shy && p.fast:
@@ -115,6 +111,20 @@ func (p *peer) hello() {
 	p.signal(pp.Unchoke)
 	if p.x.leech != nil {
 		p.signal(pp.Interested)
+	}
+}
+
+// sayExtensions is the handshake of BEP 10, which may be said again with what is new.
+func (p *peer) sayExtensions() {
+	m := pp.ExtendedHandshakeMessage{
+		M: map[pp.ExtensionName]pp.ExtensionNumber{pp.ExtensionNameMetadata: ourMetadataID},
+		V: p.x.self().String(), Reqq: maxQueue, Port: int(p.x.client.port()),
+	}
+	if p.offersInfo() {
+		m.MetadataSize = p.x.torrent.InfoSize()
+	}
+	if b, err := bencode.Marshal(m); err == nil {
+		p.out = appendExtended(p.out, 0, b, nil)
 	}
 }
 
@@ -241,7 +251,11 @@ func (x *exchange) heard(p *peer, m message) error {
 	}
 	switch m.kind {
 	case pp.Extended:
-		p.introduce(m.body)
+		if len(m.body) > 0 && m.body[0] == ourMetadataID {
+			x.heardInfo(p, m.body[1:])
+		} else {
+			p.introduce(m.body)
+		}
 		return nil // what it has to offer comes next
 	case pp.Interested:
 		p.sated = false
@@ -288,11 +302,19 @@ func (x *exchange) heard(p *peer, m message) error {
 	return nil
 }
 
-// introduce takes in a message of BEP 10. Only its handshake, number 0, is of interest.
+// introduce takes in the handshake of BEP 10, number 0. A second one says only what is
+// new.
 func (p *peer) introduce(b []byte) {
 	var m pp.ExtendedHandshakeMessage
 	if len(b) > 0 && b[0] == 0 && decode(b[1:], &m) == nil {
-		p.who = parseIdentity(m.V)
+		if m.V != "" {
+			p.who = parseIdentity(m.V)
+		}
+		p.info.id = m.M[pp.ExtensionNameMetadata]
+		if p.info.size = m.MetadataSize; p.info.size > 0 {
+			p.x.infoServed(p)
+			p.x.seekInfo()
+		}
 		if m.Port > 0 && m.Port < 1<<16 {
 			p.addr = netip.AddrPortFrom(p.addr.Addr(), uint16(m.Port))
 		}
@@ -303,9 +325,19 @@ func (p *peer) introduce(b []byte) {
 // decode reads bencode of strangers. The library makes room for a string of any length
 // that it is told of before it looks whether it is there.
 func decode(b []byte, v any) error {
-	d := bencode.NewDecoder(bytes.NewReader(b))
+	_, err := decodeHead(b, v)
+	return err
+}
+
+// decodeHead reads bencode that something follows, and returns that.
+func decodeHead(b []byte, v any) (rest []byte, err error) {
+	r := bytes.NewReader(b)
+	d := bencode.NewDecoder(r)
 	d.MaxStrLen = int64(len(b))
-	return d.Decode(v)
+	if err := d.Decode(v); err != nil {
+		return nil, err
+	}
+	return b[d.Offset:], nil
 }
 
 // offered notes that p has piece i.
