@@ -25,6 +25,12 @@ type library struct {
 // newLibrary adds m to a client of its own, which keeps its bytes in store.
 func newLibrary(t *testing.T, m *layers.Metainfo, store storage.ClientImpl) *library {
 	t.Helper()
+	return libraryOf(t, torrent.AddTorrentOpts{InfoHash: metainfo.Hash(m.InfoHash()), InfoBytes: m.InfoBytes(), Storage: store})
+}
+
+// libraryOf adds a torrent to a client of its own.
+func libraryOf(t *testing.T, opts torrent.AddTorrentOpts) *library {
+	t.Helper()
 	cfg := torrent.TestingConfig(t)
 	cfg.Seed, cfg.DisableUTP, cfg.DisableIPv6 = true, true, true
 	cfg.MaxAllocPeerRequestDataPerConn = 1 << 20
@@ -34,9 +40,7 @@ func newLibrary(t *testing.T, m *layers.Metainfo, store storage.ClientImpl) *lib
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cl.Close() })
-	tt, _ := cl.AddTorrentOpt(torrent.AddTorrentOpts{
-		InfoHash: metainfo.Hash(m.InfoHash()), InfoBytes: m.InfoBytes(), Storage: store,
-	})
+	tt, _ := cl.AddTorrentOpt(opts)
 	return &library{cl, tt}
 }
 

@@ -20,6 +20,8 @@ const (
 	infoTurn  = 300 * time.Millisecond
 	// infoAsks is how many mirrors are asked for it at a time, besides a seeder.
 	infoAsks = 2
+	// infoTimes is how often one peer is sent all of it: it may have dropped a block.
+	infoTimes = 3
 	// ourMetadataID is by what number peers send us such messages (BEP 10).
 	ourMetadataID = 1
 )
@@ -34,6 +36,7 @@ type metadata struct {
 	came    bitset
 	useless bool          // it has refused, or what it sent was wrong
 	asked   []int         // blocks that it has asked us for
+	sent    int           // blocks that it has been sent
 	turn    bool          // it is being sent them
 	since   time.Duration // when that began
 }
@@ -142,12 +145,13 @@ func (x *exchange) askedInfo(p *peer, i int) {
 	if in.id == 0 {
 		return
 	}
-	if !p.offersInfo() || i >= infoBlocks(x.torrent.InfoSize()) {
+	blocks := infoBlocks(x.torrent.InfoSize())
+	if !p.offersInfo() || i >= blocks || in.sent >= infoTimes*blocks {
 		p.out = appendMetadata(p.out, in.id, pp.ExtendedMetadataRequestMsg{Piece: i, Type: pp.RejectMetadataExtensionMsgType}, nil)
 		p.kick()
 		return
 	}
-	if len(in.asked) >= infoBlocks(x.torrent.InfoSize()) {
+	if len(in.asked) >= blocks {
 		return
 	}
 	in.asked = append(in.asked, i)
@@ -181,6 +185,7 @@ func (p *peer) sendInfo() {
 		head := pp.ExtendedMetadataRequestMsg{Piece: i, TotalSize: len(info), Type: pp.DataMetadataExtensionMsgType}
 		p.out = appendMetadata(p.out, p.info.id, head, info[from:min(len(info), from+infoBlock)])
 	}
+	p.info.sent += len(p.info.asked)
 	p.info.asked = nil
 	p.kick()
 }

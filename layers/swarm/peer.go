@@ -37,17 +37,18 @@ type peer struct {
 	gone chan struct{} // closed when the connection has been given up
 
 	// x.mu guards the rest.
-	closed   bool
-	met      bool // it has said who it is
-	who      identity
-	addr     netip.AddrPort // where it takes connections, as far as is known
-	has      bitset
-	count    int  // pieces it has
-	choking  bool // it serves us nothing
-	sated    bool // it has said that it wants nothing of us
-	received int64
-	sent     int64
-	movedAt  time.Duration // when a chunk last went either way, or it was admitted
+	closed     bool
+	met        bool // it has said who it is
+	who        identity
+	introduced bool           // who has been set
+	addr       netip.AddrPort // where it takes connections, as far as is known
+	has        bitset
+	count      int  // pieces it has
+	choking    bool // it serves us nothing
+	sated      bool // it has said that it wants nothing of us
+	received   int64
+	sent       int64
+	movedAt    time.Duration // when a chunk last went either way, or it was admitted
 
 	info metadata
 
@@ -307,8 +308,8 @@ func (x *exchange) heard(p *peer, m message) error {
 func (p *peer) introduce(b []byte) {
 	var m pp.ExtendedHandshakeMessage
 	if len(b) > 0 && b[0] == 0 && decode(b[1:], &m) == nil {
-		if m.V != "" {
-			p.who = parseIdentity(m.V)
+		if !p.introduced { // who it is it cannot change: much has gone by it
+			p.introduced, p.who = true, parseIdentity(m.V)
 		}
 		p.info.id = m.M[pp.ExtensionNameMetadata]
 		if p.info.size = m.MetadataSize; p.info.size > 0 {

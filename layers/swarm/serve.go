@@ -79,9 +79,9 @@ func (x *exchange) toWrite(p *peer, b []byte) (head []byte, r request, ok bool) 
 
 // wrote notes that a chunk has been given to p's connection.
 func (x *exchange) wrote(p *peer, r request) {
-	x.client.sent(x, p, int64(r.length))
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.client.sent(x, p, int64(r.length))
 	p.sent += int64(r.length)
 	p.movedAt = x.now()
 	if p.host == nil {
