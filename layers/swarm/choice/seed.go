@@ -63,7 +63,8 @@ const (
 // with the fewest open, that is revealed and not yet sent. No more are open in
 // all than keep our link busy, so that a piece is tied to a host only when it
 // can go there at once. A host whose first copies nobody else has yet, after a
-// dozen, does not pass on: others come before it until it does.
+// dozen, does not pass on: others come before it until it does. One to which pieces take
+// much longer than to others comes last for a while.
 //
 // When every piece has left once, hosts are told of those they lack, the rarest
 // in their zone first: a host that has no other source gets the whole blob from
