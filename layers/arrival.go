@@ -210,11 +210,6 @@ func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, er
 	if err != nil {
 		return nil, err
 	}
-	// A disk that takes nothing at all should say so before a client has been promised
-	// the blob; the rest is reserved while it arrives.
-	if err := reserve(f, 0, min(size, reserveStep)); err != nil {
-		return nil, errors.Join(err, f.Close(), remove(f.Name()))
-	}
 	s.space.gained(-size)
 	a := newArrival(d, size, f)
 	a.origin = origin

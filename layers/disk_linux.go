@@ -42,9 +42,6 @@ func allocated(fi fs.FileInfo) int64 {
 // reserve takes the blocks that n bytes of f from off on need. f's length stays what it
 // is. Where the file system cannot, nothing is reserved.
 func reserve(f *os.File, off, n int64) error {
-	if n == 0 {
-		return nil
-	}
 	err := syscall.Fallocate(int(f.Fd()), fallocKeepSize, off, n)
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.ENODEV) {
 		return nil

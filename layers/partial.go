@@ -33,6 +33,7 @@ type Partial struct {
 	size   int64
 	origin string
 
+	reserved chan struct{} // closed when the disk has room for all of it, or has not
 	verified chan struct{} // closed when the digest is right
 	done     chan struct{} // closed when the blob is in the store, or will not be
 	atRest   chan struct{} // closed when nothing of this Partial is under way any more
@@ -71,6 +72,7 @@ func newPartial(s *Store, a *arrival) *Partial {
 		digest:   a.digest,
 		size:     a.size,
 		origin:   a.origin,
+		reserved: make(chan struct{}),
 		verified: make(chan struct{}),
 		done:     make(chan struct{}),
 		checked:  make(chan struct{}),
@@ -97,9 +99,10 @@ func (p *Partial) start() {
 const reserveStep = 8 << 20
 
 // reserve takes the blocks that the blob will need, so that a disk which others fill
-// meanwhile says so early. Nobody waits for it: on some file systems it takes longer
-// than the first pieces to come.
+// meanwhile says so early. The first pieces do not wait for it: on some file systems it
+// takes longer than they do.
 func (p *Partial) reserve() {
+	defer close(p.reserved)
 	for off := int64(0); off < p.size && !p.over(); off += reserveStep {
 		if err := reserve(p.file, off, min(reserveStep, p.size-off)); err != nil {
 			p.Fail(fmt.Errorf("reserve space for blob %s: %w", p.digest, err))
@@ -107,6 +110,10 @@ func (p *Partial) reserve() {
 		}
 	}
 }
+
+// Reserved is closed when the blob's space on disk has been taken, or the Partial has
+// failed because it could not be.
+func (p *Partial) Reserved() <-chan struct{} { return p.reserved }
 
 // Digest returns the digest the blob must have.
 func (p *Partial) Digest() digest.Digest { return p.digest }

@@ -80,7 +80,26 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	m.grants.Began(req)
 	m.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	m.running.Go(d.run)
+	if err := d.settleSpace(); err != nil {
+		return nil, registry.PassThrough(m.ctx, m.upstream, req, err)
+	}
 	return d, nil
+}
+
+// spacePatience is how long a client waits for the disk to take the blob's space, so
+// that it is not promised what cannot be kept. As a rule that takes some milliseconds.
+const spacePatience = 100 * time.Millisecond
+
+// settleSpace returns why the blob does not fit the disk, if that is soon known.
+func (d *download) settleSpace() error {
+	select {
+	case <-d.partial.Reserved():
+	case <-time.After(spacePatience):
+	}
+	if err := d.partial.Err(); diskFailed(err) {
+		return err
+	}
+	return nil
 }
 
 // askSeeder asks for the blob. With no seeder to ask d.seeder stays nil; an
@@ -96,11 +115,11 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 		d.why = whySeederFailed
 	}
 	for _, seeder := range m.seeders.well() {
-		ctx, answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
+		answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
 		switch {
 		case err == nil:
 			d.seeder, d.why = seeder, ""
-			d.take(ctx, answer, leave)
+			d.take(answer, leave)
 			return answer.Size, nil
 		case registry.Refused(err):
 			return 0, err
@@ -112,22 +131,20 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	return 0, nil
 }
 
-// ask puts the question for the blob to a seeder. Its answer ends with ctx, by leave.
-func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (ctx context.Context, a layers.Answer, leave func(), err error) {
-	ctx, leave = context.WithCancel(d.mirror.ctx)
+// ask puts the question for the blob to a seeder. Its answer ends with leave.
+func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (a layers.Answer, leave func(), err error) {
+	ctx, leave := context.WithCancel(d.mirror.ctx)
 	if a, err = seeder.Ask(ctx, repo, of, authorization); err != nil {
 		leave()
 	}
-	return ctx, a, leave, err
+	return a, leave, err
 }
 
-// take goes by a seeder's answer from now on, until ctx ends by leave.
-func (d *download) take(ctx context.Context, a layers.Answer, leave func()) {
+// take goes by a seeder's answer from now on.
+func (d *download) take(a layers.Answer, leave func()) {
 	d.close()
 	d.torrent, d.leave = a.Torrent, leave
 	switch {
-	case a.Torrent != nil && a.Torrent.Named():
-		d.mirror.running.Go(func() { d.complete(ctx, a.Torrent) })
 	case a.Torrent == nil:
 		d.first = &opened{"seeder", a.Body}
 	case a.Body != nil:

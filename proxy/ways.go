@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -62,7 +63,7 @@ func (d *download) renew() error {
 		return errAtEnd
 	}
 	err := d.rights.Each(func(repo registry.Repository, authorization string) error {
-		ctx, answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
+		answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
 		if err != nil {
 			return err
 		}
@@ -70,7 +71,7 @@ func (d *download) renew() error {
 			leave()
 			return fmt.Errorf("%d bytes there, %d promised: %w", answer.Size, d.partial.Size(), layers.ErrMismatch)
 		}
-		d.take(ctx, answer, leave)
+		d.take(answer, leave)
 		return nil
 	})
 	d.mirror.seeders.failed(d.mirror.ctx, d.seeder, err)
@@ -78,21 +79,20 @@ func (d *download) renew() error {
 }
 
 // completeAfter is how long the swarm has to bring the hashes of a torrent of which the
-// seeder has told the name.
+// seeder has told the name, and half as much again by chance: those who began together
+// had better not ask together.
 const completeAfter = time.Second
 
-// complete asks the seeder for the hashes when the swarm does not bring them, as long as
-// they lack and ctx lasts.
+// complete asks the seeder for the hashes of a named torrent when the swarm does not
+// bring them, as long as they lack and ctx lasts.
 func (d *download) complete(ctx context.Context, t *layers.Torrent) {
-	tick := time.NewTicker(completeAfter)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.Done():
 			return
-		case <-tick.C:
+		case <-time.After(completeAfter + rand.N(completeAfter/2)):
 		}
 		err := d.rights.Each(func(repo registry.Repository, authorization string) error {
 			m, err := d.seeder.Metainfo(ctx, repo, t.Digest(), authorization)
@@ -101,8 +101,9 @@ func (d *download) complete(ctx context.Context, t *layers.Torrent) {
 			}
 			return t.SetInfo(m.InfoBytes())
 		})
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			d.mirror.cfg.Log.Debug("metainfo not had of the seeder", "digest", t.Digest(), "err", err)
+			d.mirror.seeders.failed(ctx, d.seeder, err)
 		}
 	}
 }
@@ -111,6 +112,9 @@ func (d *download) fetch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { d.watch(ctx, cancel) })
+	if d.torrent.Named() {
+		watching.Go(func() { d.complete(ctx, d.torrent) })
+	}
 	err := d.mirror.cfg.Swarm.Fetch(ctx, d.torrent, d.partial, d.mirror.seeders.trackers())
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
@@ -160,10 +164,11 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 
 // abreast tells whether the swarm has brought all that is known of a torrent which
 // still grows. Then we wait for the registry, as the seeder does; that it lives is
-// looked after by who reads the torrent.
+// looked after by who reads the torrent. Of one that is named the seeder has all, and
+// nobody reads it.
 func (d *download) abreast() bool {
 	have, _ := d.partial.Pieces()
-	return d.torrent.Metainfo() == nil && have >= d.torrent.Known()
+	return !d.torrent.Named() && d.torrent.Metainfo() == nil && have >= d.torrent.Known()
 }
 
 func (d *download) seederLives(ctx context.Context) bool {

@@ -87,7 +87,7 @@ func (s *Seeder) sendMetainfo(w http.ResponseWriter, req registry.Request, nameO
 	switch {
 	case err != nil:
 		return registry.Unavailable("metainfo of %s: %w", req.Digest, err)
-	case nameOnly && m.Pieces() > 0:
+	case nameOnly:
 		nameSwarm(w, m.InfoHash(), m.Size())
 		w.Header().Set("Content-Length", "0")
 		return nil

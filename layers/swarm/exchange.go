@@ -200,6 +200,7 @@ func (x *exchange) admit(p *peer) error {
 		x.giveUp(other)
 		x.unknown(other) // its reader may take a while to hear of it
 		x.leaveLine(other)
+		x.infoServed(other)
 	}
 	x.peers[p.id] = p
 	p.movedAt = x.now()
@@ -226,6 +227,7 @@ func (x *exchange) partIdle() bool {
 	delete(x.peers, idle.id)
 	x.unknown(idle) // its reader may take a while to hear of it
 	x.leaveLine(idle)
+	x.infoServed(idle)
 	return true
 }
 
@@ -376,6 +378,7 @@ func (x *exchange) look() bool {
 	}
 	x.line.Grant(now)
 	x.endInfoTurns(now)
+	x.seekInfo()
 	x.rescue(now)
 	x.pumpAll()
 	x.reveal()

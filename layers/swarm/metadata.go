@@ -20,6 +20,8 @@ const (
 	infoTurn  = 300 * time.Millisecond
 	// infoAsks is how many mirrors are asked for it at a time, besides a seeder.
 	infoAsks = 2
+	// infoPatience is how long one may take before another is asked besides.
+	infoPatience = 500 * time.Millisecond
 	// infoTimes is how often one peer is sent all of it: it may have dropped a block.
 	infoTimes = 3
 	// ourMetadataID is by what number peers send us such messages (BEP 10).
@@ -32,13 +34,14 @@ type metadata struct {
 	id      pp.ExtensionNumber // by what it takes such messages; 0 = it does not
 	size    int                // bytes that it has; 0 = none
 	coming  []byte             // what we have asked it for; nil = nothing
+	since   time.Duration      // when that was
 	lacking int                // blocks of it that have not come
 	came    bitset
 	useless bool          // it has refused, or what it sent was wrong
 	asked   []int         // blocks that it has asked us for
 	sent    int           // blocks that it has been sent
 	turn    bool          // it is being sent them
-	since   time.Duration // when that began
+	begun   time.Duration // when that began
 }
 
 // offersInfo tells whether p can be sent the hashes under the name it knows the swarm by.
@@ -69,9 +72,11 @@ func (x *exchange) seekInfo() {
 	}
 	mirrors, seeders := 0, 0
 	for _, p := range x.peers {
-		if p.info.coming != nil && p.who.seeder {
+		switch {
+		case p.info.coming == nil || x.now()-p.info.since > infoPatience:
+		case p.who.seeder:
 			seeders++
-		} else if p.info.coming != nil {
+		default:
 			mirrors++
 		}
 	}
@@ -91,7 +96,7 @@ func (x *exchange) seekInfo() {
 
 func (p *peer) askInfo() {
 	in := &p.info
-	in.coming = make([]byte, in.size)
+	in.coming, in.since = make([]byte, in.size), p.x.now()
 	in.lacking = infoBlocks(in.size)
 	in.came = newBitset(in.lacking)
 	for i := range in.lacking {
@@ -171,7 +176,10 @@ func (x *exchange) grantInfo() {
 	for len(x.infoLine) > 0 && x.infoBusy < infoTurns {
 		p := x.infoLine[rand.IntN(len(x.infoLine))]
 		x.infoLine = without(x.infoLine, p)
-		p.info.turn, p.info.since = true, x.now()
+		if p.closed {
+			continue
+		}
+		p.info.turn, p.info.begun = true, x.now()
 		x.infoBusy++
 		p.sendInfo()
 	}
@@ -209,7 +217,7 @@ func (x *exchange) endInfoTurns(now time.Duration) {
 		return
 	}
 	for _, p := range x.peers {
-		if p.info.turn && now-p.info.since > infoTurn {
+		if p.info.turn && now-p.info.begun > infoTurn {
 			x.infoServed(p)
 		}
 	}

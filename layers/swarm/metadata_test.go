@@ -101,8 +101,8 @@ func TestLibraryHasTheHashes(t *testing.T) {
 	mustEqual(t, "host", h.fetchNamed(t, m, tr.url), blob)
 }
 
-// liar says that it has the hashes, and sends others, or none.
-func (s stranger) liar(size int, reject bool) {
+// liar says that it has the hashes, and sends others (0), refuses them (1), or is silent.
+func (s stranger) liar(size, kind int) {
 	hello, _ := bencode.Marshal(pp.ExtendedHandshakeMessage{
 		M: map[pp.ExtensionName]pp.ExtensionNumber{pp.ExtensionNameMetadata: 9}, MetadataSize: size,
 	})
@@ -127,8 +127,11 @@ func (s stranger) liar(size int, reject bool) {
 		}
 		m.Type, m.TotalSize = pp.DataMetadataExtensionMsgType, size
 		block := make([]byte, m.PieceSize())
-		if reject {
+		switch kind {
+		case 1:
 			m.Type, block = pp.RejectMetadataExtensionMsgType, nil
+		case 2:
+			continue
 		}
 		if s.say(appendMetadata(nil, ourMetadataID, m, block)) != nil {
 			return
@@ -150,10 +153,10 @@ func TestWrongHashes(t *testing.T) {
 	eventually(t, "in the swarm", func() bool { return h.knows(m.InfoHash()) })
 	var liars sync.WaitGroup
 	defer liars.Wait()
-	for i := range 6 {
+	for i := range 9 {
 		s := callFrom(t, fmt.Sprintf("127.0.0.%d", 2+i), h, m.InfoHash(), [20]byte{'l', byte(i)})
 		defer s.Close()
-		liars.Go(func() { s.liar(len(m.InfoBytes()), i%2 == 0) })
+		liars.Go(func() { s.liar(len(m.InfoBytes()), i%3) })
 	}
 	x := h.lookup(m.Digest())
 	eventually(t, "all have lied", func() bool {
@@ -161,11 +164,11 @@ func TestWrongHashes(t *testing.T) {
 		defer x.mu.Unlock()
 		lied := 0
 		for _, p := range x.peers {
-			if p.info.useless {
+			if p.info.useless || p.info.coming != nil {
 				lied++
 			}
 		}
-		return lied == 6
+		return lied == 9
 	})
 	tr.announced(hashString(m), at(other), eventStarted)
 	if err := <-fetched; err != nil {

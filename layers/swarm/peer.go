@@ -187,7 +187,7 @@ func (p *peer) write(ctx context.Context) error {
 			var err error
 			if ok {
 				data, err = p.serve(ctx, head, req, data)
-			} else {
+			} else if err = p.limitInfo(ctx, head); err == nil {
 				err = p.say(head)
 			}
 			if err != nil {
@@ -195,6 +195,15 @@ func (p *peer) write(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// limitInfo holds b to the upload limit if there is metadata in it, which is longer than
+// all else that is said.
+func (p *peer) limitInfo(ctx context.Context, b []byte) error {
+	if len(b) < infoBlock/4 {
+		return nil
+	}
+	return limited(ctx, p.x.client.cfg.Upload, len(b))
 }
 
 // say sends b.
@@ -311,8 +320,11 @@ func (p *peer) introduce(b []byte) {
 		if !p.introduced { // who it is it cannot change: much has gone by it
 			p.introduced, p.who = true, parseIdentity(m.V)
 		}
-		p.info.id = m.M[pp.ExtensionNameMetadata]
-		if p.info.size = m.MetadataSize; p.info.size > 0 {
+		if id, ok := m.M[pp.ExtensionNameMetadata]; ok {
+			p.info.id = id
+		}
+		if m.MetadataSize > 0 {
+			p.info.size = m.MetadataSize
 			p.x.infoServed(p)
 			p.x.seekInfo()
 		}

@@ -29,15 +29,6 @@ const (
 	staleAfter  = time.Second
 	staleFactor = 4
 
-	// A host that had a piece open for longer than slowAfter, and slowOver times as long
-	// as they usually are, is slow for a while: its link is narrow, or the connection to
-	// it does not get its share of ours (the kernel lets a slow flow have two packets in
-	// a full queue, and one that is fast dozens). What only it is to have all would wait
-	// for, so that goes to others.
-	slowAfter = 500 * time.Millisecond
-	slowOver  = 3
-	slowFor   = 15 * time.Second
-
 	// A host that has said nothing for so long, or staleFactor times as long as
 	// a piece usually is open, may be dead.
 	quietAfter = 3 * time.Second
@@ -63,8 +54,7 @@ const (
 // with the fewest open, that is revealed and not yet sent. No more are open in
 // all than keep our link busy, so that a piece is tied to a host only when it
 // can go there at once. A host whose first copies nobody else has yet, after a
-// dozen, does not pass on: others come before it until it does. One to which pieces take
-// much longer than to others comes last for a while.
+// dozen, does not pass on: others come before it until it does.
 //
 // When every piece has left once, hosts are told of those they lack, the rarest
 // in their zone first: a host that has no other source gets the whole blob from
@@ -116,7 +106,6 @@ type Host struct {
 	heard    time.Duration // when it last said something
 	fed      time.Duration // when it last announced what it did not get of us
 	quiet    bool          // it does not ask for what it is shown
-	slow     time.Duration // until when it counts as one that takes long over what it is sent
 	silent   bool          // it says nothing at all, and what it has does not count
 	spent    bool          // there is nothing to tell it now
 	gone     bool
@@ -263,14 +252,10 @@ func (s *Seed) Sent(h *Host, i int, now time.Duration) {
 	if h.gone || k < 0 {
 		return
 	}
-	took := now - h.open[k].at
 	if s.usual == 0 {
-		s.usual = took
+		s.usual = now - h.open[k].at
 	}
-	s.usual += (took - s.usual) / 8
-	if took > max(slowAfter, slowOver*s.usual) {
-		h.slow = now + slowFor
-	}
+	s.usual += (now - h.open[k].at - s.usual) / 8
 	isFirst := h.open[k].first
 	s.shut(h, k)
 	if isFirst && s.copies(i) == 0 && s.lone[i].host == nil {
@@ -393,7 +378,7 @@ func (s *Seed) hear(h *Host, now time.Duration) {
 func (s *Seed) pick() (h *Host, piece int, first bool) {
 	fresh := s.anyFresh()
 	if fresh {
-		if h = s.least(func(h *Host) bool { return h.unspread < mostUnspread && !h.silent && !s.slow(h) }); h != nil {
+		if h = s.least(func(h *Host) bool { return h.unspread < mostUnspread && !h.silent }); h != nil {
 			return h, s.freshPiece(), true
 		}
 	}
@@ -418,8 +403,8 @@ func (s *Seed) least(may func(*Host) bool) *Host {
 	var best *Host
 	for _, h := range s.hosts {
 		most := s.perHost()
-		if h.quiet || s.slow(h) {
-			most = 1 // to see whether it asks, or gets faster
+		if h.quiet {
+			most = 1 // to see whether it asks
 		}
 		if len(h.open) < most && may(h) && (best == nil || h.before(best)) {
 			best = h
@@ -427,8 +412,6 @@ func (s *Seed) least(may func(*Host) bool) *Host {
 	}
 	return best
 }
-
-func (s *Seed) slow(h *Host) bool { return s.looked < h.slow }
 
 func (h *Host) before(o *Host) bool {
 	if h.quiet != o.quiet {

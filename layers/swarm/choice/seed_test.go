@@ -198,37 +198,6 @@ func TestHostThatDoesNotPassOnComesLast(t *testing.T) {
 	}
 }
 
-// A host to which pieces take long gets few that nobody else has.
-func TestSlowHostIsGivenFewFirsts(t *testing.T) {
-	s := newSource(t, 1000)
-	slow := s.add("")
-	hosts := []*choice.Host{slow}
-	for range 4 {
-		hosts = append(hosts, s.add(""))
-	}
-	s.tie(hosts...)
-	asked := make(map[int]time.Duration) // by the slow host: when
-	for len(s.order) < 900 {
-		s.move()
-		var late []choice.Move // it goes to the slow host when it has waited for long
-		s.queue = slices.DeleteFunc(s.queue, func(m choice.Move) bool {
-			if _, ok := asked[m.Piece]; m.Host == slow && !ok {
-				asked[m.Piece] = s.now
-			}
-			wait := m.Host == slow && s.now-asked[m.Piece] < 2*time.Second
-			if wait {
-				late = append(late, m)
-			}
-			return wait
-		})
-		s.send()
-		s.queue = append(s.queue, late...)
-	}
-	if took := s.hosts[slow].took; took > 12 {
-		t.Errorf("a slow host was sent %d of the first 900 pieces", took)
-	}
-}
-
 // With nobody else to serve, even such a host keeps the link busy.
 func TestHostsThatDoNotPassOnAreServed(t *testing.T) {
 	s := newSource(t, 100)
