@@ -40,8 +40,8 @@ type torrentQuery struct {
 // 202 and a [layers.Arrival] while it is being fetched. A mirror, which says
 // draft=1, is answered with what there is: the torrent file as it comes into being,
 // or a small blob itself; and if it says magnet=1 too, for a whole blob only with the
-// name of the swarm, where it gets the file's content (BEP 9). The first question begins the fetch. Who may have the blob
-// may have this.
+// name of the swarm, where it gets the file's content (BEP 9). The first question
+// begins the fetch. Who may have the blob may have this.
 func (s *Seeder) serveTorrent(w http.ResponseWriter, r *http.Request) {
 	if err := s.torrent(w, r); err != nil && r.Context().Err() == nil {
 		registry.WriteError(w, r, err)

@@ -1,7 +1,7 @@
 // Package swarm moves blobs between hosts over BitTorrent: it implements
 // [layers.Swarm]. It is an engine of our own on the wire protocol of BEP 3, with the
-// fast extension (BEP 6), metadata (BEP 9) and the handshake of BEP 10, so that any BitTorrent client can
-// take part; but it differs from those clients in what it is for. They share what they
+// fast extension (BEP 6), metadata (BEP 9) and the handshake of BEP 10, so that any
+// BitTorrent client can take part; but it differs from those in what it is for. They share what they
 // have with strangers on slow lines, fairly; we bring one blob to all hosts of a data
 // centre in as little more than the time that one link takes for it.
 //

@@ -47,17 +47,20 @@ func chunkOf(i, begin uint32, data []byte) []byte {
 	return append(appendPiece(nil, request{i, begin, uint32(len(data))}), data...)
 }
 
+// next reads a message; ok is false when there will be no more.
+func (s stranger) next() (b []byte, ok bool) {
+	var head [4]byte
+	if _, err := io.ReadFull(s, head[:]); err != nil {
+		return nil, false
+	}
+	b = make([]byte, binary.BigEndian.Uint32(head[:]))
+	_, err := io.ReadFull(s, b)
+	return b, err == nil
+}
+
 // junk answers every request with zeros.
 func (s stranger) junk() {
-	for {
-		var head [4]byte
-		if _, err := io.ReadFull(s, head[:]); err != nil {
-			return
-		}
-		b := make([]byte, binary.BigEndian.Uint32(head[:]))
-		if _, err := io.ReadFull(s, b); err != nil {
-			return
-		}
+	for b, ok := s.next(); ok; b, ok = s.next() {
 		if len(b) == 13 && pp.MessageType(b[0]) == pp.Request {
 			index, begin, n := binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:]), binary.BigEndian.Uint32(b[9:])
 			if s.say(chunkOf(index, begin, make([]byte, n))) != nil {

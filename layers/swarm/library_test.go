@@ -83,16 +83,22 @@ func TestLibraryDownloadsFromUs(t *testing.T) {
 	}
 }
 
-func TestWeDownloadFromTheLibrary(t *testing.T) {
-	tr := newTracker(t)
-	blob, _ := testBlob(5<<20+78, 42)
+// seedingLibrary makes a library's client the only one in a swarm.
+func seedingLibrary(t *testing.T, tr *testTracker, blob []byte) *layers.Metainfo {
+	t.Helper()
 	first := newHost(t, Config{})
 	m := first.share(t, blob)
 	l := newLibrary(t, m, storage.NewFile(t.TempDir()))
 	l.download(t, at(first))
 	closeInTime(t, first.Client)
-
 	tr.announced(hashString(m), l.addr(), eventStarted)
+	return m
+}
+
+func TestWeDownloadFromTheLibrary(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(5<<20+78, 42)
+	m := seedingLibrary(t, tr, blob)
 	h := newHost(t, Config{})
 	mustEqual(t, "host", h.fetch(t, m, tr.url), blob)
 	if peers, seeders := h.Received(m.Digest()); peers < m.Size() || seeders != 0 {

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 	"sync"
@@ -91,12 +90,7 @@ func TestLibraryHasOnlyTheName(t *testing.T) {
 func TestLibraryHasTheHashes(t *testing.T) {
 	tr := newTracker(t)
 	blob, _ := testBlob(3<<20, 83)
-	first := newHost(t, Config{})
-	m := first.share(t, blob)
-	l := newLibrary(t, m, storage.NewFile(t.TempDir()))
-	l.download(t, at(first))
-	closeInTime(t, first.Client)
-	tr.announced(hashString(m), l.addr(), eventStarted)
+	m := seedingLibrary(t, tr, blob)
 	h := newHost(t, Config{})
 	mustEqual(t, "host", h.fetchNamed(t, m, tr.url), blob)
 }
@@ -109,15 +103,7 @@ func (s stranger) liar(size, kind int) {
 	if s.say(appendExtended(nil, 0, hello, nil)) != nil {
 		return
 	}
-	for {
-		var head [4]byte
-		if _, err := io.ReadFull(s, head[:]); err != nil {
-			return
-		}
-		b := make([]byte, binary.BigEndian.Uint32(head[:]))
-		if _, err := io.ReadFull(s, b); err != nil {
-			return
-		}
+	for b, ok := s.next(); ok; b, ok = s.next() {
 		if len(b) < 2 || pp.MessageType(b[0]) != pp.Extended || b[1] != 9 {
 			continue
 		}
