@@ -151,6 +151,34 @@ func (s *Store) openPartial(d digest.Digest, size int64, origin string) (*Partia
 	}
 }
 
+// Begun returns how many of the blob's first bytes an earlier download from origin has
+// left, so that Partial will go on behind them. It is a guess, made without opening what
+// lies there: 0 also where pieces do.
+func (s *Store) Begun(d digest.Digest, origin string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rests[d]
+	switch {
+	case r == nil:
+		return 0
+	case r.arrival != nil && r.arrival.origin == origin:
+		return r.arrival.contiguous()
+	case r.arrival != nil:
+		return 0
+	}
+	if from, err := os.ReadFile(s.partialPath(d) + originSuffix); err != nil || string(from) != origin {
+		return 0
+	}
+	if _, err := os.Lstat(s.partialPath(d) + torrentSuffix); !errors.Is(err, fs.ErrNotExist) {
+		return 0
+	}
+	fi, err := os.Lstat(s.partialPath(d))
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}
+
 // startPartial registers a Partial over a, and sets it to work.
 func (s *Store) startPartial(a *arrival) (*Partial, error) {
 	p := newPartial(s, a)

@@ -38,9 +38,10 @@ type download struct {
 	counted moved // of what the swarm has brought
 }
 
-// opened is all of a blob, as a way has begun to bring it.
+// opened is a blob from byte off on, as a way has begun to bring it.
 type opened struct {
 	way  string
+	off  int64
 	body io.ReadCloser
 }
 
@@ -70,7 +71,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if err != nil {
 		m.cfg.Log.Error("blob not cached", "digest", req.Digest, "err", err)
 		if d.seeder == nil {
-			return nil, &registry.Uncached{Stream: registry.NewStream(d.first.body, size, req.Digest), Cause: err}
+			return nil, registry.PassOn(m.ctx, m.upstream, req, d.first.body, d.first.off, size, err)
 		}
 		d.close()
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, err)
@@ -146,7 +147,7 @@ func (d *download) take(a layers.Answer, leave func()) {
 	d.torrent, d.leave = a.Torrent, leave
 	switch {
 	case a.Torrent == nil:
-		d.first = &opened{"seeder", a.Body}
+		d.first = &opened{"seeder", 0, a.Body}
 	case a.Body != nil:
 		d.mirror.running.Go(func() {
 			defer a.Body.Close()
@@ -161,14 +162,15 @@ func (d *download) askRegistry(req registry.Request) (size int64, err error) {
 	if d.why != whyNoSeeder {
 		m.fellBack(d.why)
 	}
-	body, size, err := m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, 0, req.Authorization)
+	off := m.cfg.Store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
+	body, size, err := m.cfg.Registries.GetBlob(m.ctx, req.Repo, req.Digest, off, req.Authorization)
 	if err != nil {
 		return 0, err
 	}
 	if size < 0 {
-		return 0, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: registry.ErrNoSize}
+		return 0, registry.PassOn(m.ctx, m.upstream, req, body, off, size, registry.ErrNoSize)
 	}
-	d.first = &opened{"upstream", body}
+	d.first = &opened{"upstream", off, body}
 	return size, nil
 }
 

@@ -223,10 +223,10 @@ func (d *download) fill(ctx context.Context, way string, up registry.Upstream) e
 	open := func(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if first := d.first; first != nil && first.way == way {
 			d.first = nil
-			if off == 0 {
+			if off == first.off {
 				return first.body, nil
 			}
-			first.body.Close() // an earlier download left us more than nothing
+			first.body.Close() // an earlier download left us other bytes than it looked
 		}
 		body, size, err := d.rights.GetBlob(ctx, up, d.partial.Digest(), off)
 		if err == nil && size >= 0 && size != d.partial.Size() {

@@ -49,6 +49,16 @@ func PassThrough(ctx context.Context, up Upstream, req Request, cause error) err
 	return &Uncached{NewStream(body, size, req.Digest), cause}
 }
 
+// PassOn is PassThrough for who has asked already, from byte off on: body, which it takes
+// over, is the stream if it is all of the blob.
+func PassOn(ctx context.Context, up Upstream, req Request, body io.ReadCloser, off, size int64, cause error) error {
+	if off > 0 {
+		body.Close()
+		return PassThrough(ctx, up, req, cause)
+	}
+	return &Uncached{NewStream(body, size, req.Digest), cause}
+}
+
 // NewStream takes over body, which holds all of blob d; size in bytes is -1
 // where the upstream does not tell it.
 func NewStream(body io.ReadCloser, size int64, d digest.Digest) *Stream {

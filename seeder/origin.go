@@ -113,12 +113,13 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if _, ok := o.store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
-	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, 0, req.Authorization)
+	off := o.store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
+	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, off, req.Authorization)
 	if err != nil {
 		return nil, err
 	}
 	if size < 0 {
-		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: registry.ErrNoSize}
+		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, registry.ErrNoSize)
 	}
 	partial, err := o.store.Partial(req.Digest, size, req.Repo.Host)
 	if errors.Is(err, layers.ErrWhole) {
@@ -128,7 +129,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if err != nil {
 		o.metrics.cacheError()
 		o.log.Error("blob not cached", "digest", req.Digest, "err", err)
-		return nil, &registry.Uncached{Stream: registry.NewStream(body, size, req.Digest), Cause: err}
+		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, err)
 	}
 	o.grants.Began(req)
 	f := &fetch{partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
@@ -136,7 +137,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
 	o.ledger.Way(req.Digest, "upstream", "")
 	o.offer(f)
-	o.running.Go(func() { o.run(f, body) })
+	o.running.Go(func() { o.run(f, body, off) })
 	return f, nil
 }
 
@@ -150,16 +151,17 @@ func (o *origin) offer(f *fetch) {
 	}
 }
 
-// run brings all of a blob, in as many requests as it takes.
-func (o *origin) run(f *fetch, first io.ReadCloser) {
+// run brings all of a blob, in as many requests as it takes; first is the answer to one
+// for all behind byte begun.
+func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 	d := f.partial.Digest()
 	open := func(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if body := first; body != nil {
 			first = nil
-			if off == 0 {
+			if off == begun {
 				return body, nil
 			}
-			body.Close() // an earlier fetch left us more than nothing
+			body.Close() // an earlier fetch left us other bytes than it looked
 		}
 		body, _, err := f.rights.GetBlob(ctx, o.upstream, d, off)
 		return body, err
