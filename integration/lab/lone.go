@@ -55,7 +55,7 @@ func lone(ctx context.Context, l *lab) error {
 // asSeederOnly leaves the mirrors to whoever wants them anew each time.
 func asSeederOnly(ctx context.Context, s *stage) (fleet, error) {
 	f := &murderFleet{stage: s}
-	return f, f.startSeeder(ctx)
+	return f, f.startSeeder(ctx, f.seeder)
 }
 
 // loneRound has the host get the blob in both ways; who goes first alternates.

@@ -24,10 +24,15 @@ func (s *stage) sample(ctx context.Context, f fleet) (c sample, err error) {
 	if c.machine, err = readMachine(); err != nil {
 		return c, err
 	}
-	for role, m := range map[string]*machine{roleRegistry: s.registry, roleSeeder: s.seeder} {
-		if c.traffic[role], err = m.traffic(); err != nil {
+	if c.traffic[roleRegistry], err = s.registry.traffic(); err != nil {
+		return c, err
+	}
+	for _, m := range s.seeders() {
+		t, err := m.traffic()
+		if err != nil {
 			return c, err
 		}
+		c.traffic[roleSeeder] = c.traffic[roleSeeder].plus(t)
 	}
 	for _, m := range s.hosts {
 		t, err := m.traffic()

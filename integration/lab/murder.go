@@ -55,8 +55,10 @@ type murderFleet struct {
 // stage's cables are unlimited until then.
 func openMurder(ctx context.Context, s *stage) (*murderFleet, error) {
 	f := &murderFleet{stage: s}
-	if err := f.startSeeder(ctx); err != nil {
-		return f, err
+	for _, m := range s.seeders() {
+		if err := f.startSeeder(ctx, m); err != nil {
+			return f, err
+		}
 	}
 	for i := range s.hosts {
 		if err := f.startMirror(ctx, i); err != nil {
@@ -82,20 +84,24 @@ func (f *murderFleet) daemon(ctx context.Context, m *machine, role, name, comman
 	return p, waitReady(ctx, m, p, port)
 }
 
-// startSeeder starts the seeder and, unless the plan is cold, has it fetch the
+// startSeeder starts a seeder and, unless the plan is cold, has it fetch the
 // image and make its metainfo.
-func (f *murderFleet) startSeeder(ctx context.Context) error {
-	_, err := f.daemon(ctx, f.seeder, roleSeeder, "seeder", "seeder", seederPort, seederPeerPort, f.zoneFlag(0)...)
+func (f *murderFleet) startSeeder(ctx context.Context, m *machine) error {
+	name := "seeder"
+	if m == f.twin {
+		name = "twin"
+	}
+	_, err := f.daemon(ctx, m, roleSeeder, name, "seeder", seederPort, seederPeerPort, f.zoneFlag(0)...)
 	if err != nil || f.plan.Cold {
 		return err
 	}
-	p := newPuller(f.seeder, f.seederURL(), registryName(registryAddr))
+	p := newPuller(m, seederURL(m), registryName(registryAddr))
 	defer p.close()
 	if _, err := p.pullImage(ctx, f.image); err != nil {
 		return fmt.Errorf("warm the seeder: %w", err)
 	}
 	for _, b := range f.image.Layers {
-		url := fmt.Sprintf("%s/v1/torrents/%s?ns=%s&repo=%s&wait=60s", f.seederURL(), b.Digest, registryName(registryAddr), repository)
+		url := fmt.Sprintf("%s/v1/torrents/%s?ns=%s&repo=%s&wait=60s", p.base, b.Digest, registryName(registryAddr), repository)
 		if _, err := p.body(ctx, url); err != nil {
 			return fmt.Errorf("wait for metainfo: %w", err)
 		}
@@ -103,7 +109,7 @@ func (f *murderFleet) startSeeder(ctx context.Context) error {
 	return nil
 }
 
-func (f *murderFleet) seederURL() string { return fmt.Sprintf("http://%s:%d", seederAddr, seederPort) }
+func seederURL(m *machine) string { return fmt.Sprintf("http://%s:%d", m.addr, seederPort) }
 
 // zoneFlag names a zone, where there are two.
 func (f *murderFleet) zoneFlag(zone int) []string {
@@ -115,7 +121,10 @@ func (f *murderFleet) zoneFlag(zone int) []string {
 
 func (f *murderFleet) startMirror(ctx context.Context, i int) error {
 	m := f.hosts[i]
-	flags := append(f.zoneFlag(f.plan.Hosts[i].Zone), "--seeder", f.seederURL())
+	flags := f.zoneFlag(f.plan.Hosts[i].Zone)
+	for _, seeder := range f.seeders() {
+		flags = append(flags, "--seeder", seederURL(seeder))
+	}
 	p, err := f.daemon(ctx, m, roleHosts, fmt.Sprintf("mirror%02d", i), "mirror", mirrorPort, mirrorPeerPort, flags...)
 	if err != nil {
 		return err
@@ -156,14 +165,16 @@ func (f *murderFleet) close() {
 // payload asks the daemons' metrics.
 func (f *murderFleet) payload(ctx context.Context) (payload, error) {
 	var sum payload
-	seeder := newPuller(f.seeder, f.seederURL(), "")
-	defer seeder.close()
-	m, err := readMetrics(ctx, seeder)
-	if err != nil {
-		return sum, err
+	for _, machine := range f.seeders() {
+		seeder := newPuller(machine, seederURL(machine), "")
+		defer seeder.close()
+		m, err := readMetrics(ctx, seeder)
+		if err != nil {
+			return sum, err
+		}
+		sum.Registry += m.sum("murder_received_bytes_total", `from="upstream"`)
+		sum.Seeder += m.sum("murder_sent_bytes_total", "")
 	}
-	sum.Registry = m.sum("murder_received_bytes_total", `from="upstream"`)
-	sum.Seeder = m.sum("murder_sent_bytes_total", "")
 	for i, c := range f.clients {
 		m, err := readMetrics(ctx, c)
 		if err != nil {

@@ -17,6 +17,7 @@ type plan struct {
 	Registry link
 	Cable    int64 // rate between two zones, bits a second; 0 is one zone
 
+	Twins      bool // there are two seeders alike, with a link each
 	Cold       bool // the seeder has nothing when the hosts begin
 	Warm       bool // the hosts have everything in their caches
 	Neighbours int  // hosts that a host can reach; 0 is all

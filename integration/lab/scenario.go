@@ -25,6 +25,7 @@ var scenarios = []scenario{
 	{name: "equal16", plan: equalLinks(16), compare: true},
 	{name: "equal32", plan: equalLinks(32), compare: true},
 	{name: "seeder4x", plan: fastSeeder},
+	{name: "twoseeders", plan: twoSeeders},
 	{name: "neighbours8", plan: fewNeighbours},
 	{name: "waves", plan: waves},
 	{name: "slowhost", plan: slowHost},
@@ -70,6 +71,12 @@ func equalLinks(n int) func(options) plan {
 func fastSeeder(o options) plan {
 	p := basic(o, 16).titled("the seeder's link four times that")
 	p.Seeder = both(4 * p.Rate)
+	return p
+}
+
+func twoSeeders(o options) plan {
+	p := basic(o, 16).titled("two seeders that have it")
+	p.Twins = true
 	return p
 }
 

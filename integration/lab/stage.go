@@ -23,6 +23,7 @@ const (
 var (
 	registryAddr = netip.AddrFrom4([4]byte{10, 77, 0, 1})
 	seederAddr   = netip.AddrFrom4([4]byte{10, 77, 0, 2})
+	twinAddr     = netip.AddrFrom4([4]byte{10, 77, 0, 3})
 )
 
 func hostAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 1, byte(i + 1)}) }
@@ -37,6 +38,7 @@ type stage struct {
 	network  *network
 	registry *machine
 	seeder   *machine
+	twin     *machine // a second seeder's, or nil
 	hosts    []*machine
 	image    image
 
@@ -88,6 +90,11 @@ func (s *stage) plugIn() (err error) {
 	if s.seeder, err = s.network.plug(seederAddr, 0); err != nil {
 		return err
 	}
+	if s.plan.Twins {
+		if s.twin, err = s.network.plug(twinAddr, 0); err != nil {
+			return err
+		}
+	}
 	for i, h := range s.plan.Hosts {
 		m, err := s.network.plug(hostAddr(i), h.Zone)
 		if err != nil {
@@ -121,13 +128,23 @@ func (s *stage) separate() error {
 	return nil
 }
 
+// seeders are the machines with a seeder.
+func (s *stage) seeders() []*machine {
+	if s.twin == nil {
+		return []*machine{s.seeder}
+	}
+	return []*machine{s.seeder, s.twin}
+}
+
 // shape limits all cables as the plan says.
 func (s *stage) shape() error {
 	if err := s.registry.shape(s.plan.Registry); err != nil {
 		return err
 	}
-	if err := s.seeder.shape(s.plan.Seeder); err != nil {
-		return err
+	for _, m := range s.seeders() {
+		if err := m.shape(s.plan.Seeder); err != nil {
+			return err
+		}
 	}
 	for i, m := range s.hosts {
 		if err := m.shape(s.plan.Hosts[i].Link); err != nil {
