@@ -115,7 +115,7 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	if len(m.cfg.Seeders) > 0 {
 		d.why = whySeederFailed
 	}
-	for _, seeder := range m.seeders.well() {
+	for _, seeder := range m.seeders.well(string(req.Digest)) {
 		answer, leave, err := d.ask(seeder, req.Repo, req.Digest, req.Authorization)
 		switch {
 		case err == nil:

@@ -22,8 +22,9 @@ type failover struct {
 
 var _ registry.Upstream = (*failover)(nil)
 
-func try[T any](ctx context.Context, f *failover, ask func(registry.Upstream) (T, error)) (T, error) {
-	for _, seeder := range f.seeders.well() {
+// try asks one after the other about key; see seeders.well.
+func try[T any](ctx context.Context, f *failover, key string, ask func(registry.Upstream) (T, error)) (T, error) {
+	for _, seeder := range f.seeders.well(key) {
 		answer, err := ask(seeder)
 		if err == nil || registry.Refused(err) || ctx.Err() != nil {
 			return answer, err
@@ -37,14 +38,14 @@ func try[T any](ctx context.Context, f *failover, ask func(registry.Upstream) (T
 }
 
 func (f *failover) Ping(ctx context.Context, host, authorization string) error {
-	_, err := try(ctx, f, func(up registry.Upstream) (struct{}, error) {
+	_, err := try(ctx, f, host, func(up registry.Upstream) (struct{}, error) {
 		return struct{}{}, up.Ping(ctx, host, authorization)
 	})
 	return err
 }
 
 func (f *failover) HeadManifest(ctx context.Context, repo registry.Repository, ref, authorization string) (ocispec.Descriptor, error) {
-	return try(ctx, f, func(up registry.Upstream) (ocispec.Descriptor, error) {
+	return try(ctx, f, repo.String()+" "+ref, func(up registry.Upstream) (ocispec.Descriptor, error) {
 		return up.HeadManifest(ctx, repo, ref, authorization)
 	})
 }
@@ -54,7 +55,7 @@ func (f *failover) GetManifest(ctx context.Context, repo registry.Repository, re
 		desc    ocispec.Descriptor
 		content []byte
 	}
-	a, err := try(ctx, f, func(up registry.Upstream) (a answer, err error) {
+	a, err := try(ctx, f, repo.String()+" "+ref, func(up registry.Upstream) (a answer, err error) {
 		a.desc, a.content, err = up.GetManifest(ctx, repo, ref, authorization)
 		return a, err
 	})
@@ -62,7 +63,7 @@ func (f *failover) GetManifest(ctx context.Context, repo registry.Repository, re
 }
 
 func (f *failover) StatBlob(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (int64, error) {
-	return try(ctx, f, func(up registry.Upstream) (int64, error) {
+	return try(ctx, f, string(d), func(up registry.Upstream) (int64, error) {
 		return up.StatBlob(ctx, repo, d, authorization)
 	})
 }
@@ -72,7 +73,7 @@ func (f *failover) GetBlob(ctx context.Context, repo registry.Repository, d dige
 		body io.ReadCloser
 		size int64
 	}
-	a, err := try(ctx, f, func(up registry.Upstream) (a answer, err error) {
+	a, err := try(ctx, f, string(d), func(up registry.Upstream) (a answer, err error) {
 		a.body, a.size, err = up.GetBlob(ctx, repo, d, off, authorization)
 		return a, err
 	})
@@ -80,13 +81,13 @@ func (f *failover) GetBlob(ctx context.Context, repo registry.Repository, d dige
 }
 
 func (f *failover) ReadBlob(ctx context.Context, repo registry.Repository, d digest.Digest, off int64, n int, authorization string) ([]byte, error) {
-	return try(ctx, f, func(up registry.Upstream) ([]byte, error) {
+	return try(ctx, f, string(d), func(up registry.Upstream) ([]byte, error) {
 		return up.ReadBlob(ctx, repo, d, off, n, authorization)
 	})
 }
 
 func (f *failover) Relay(ctx context.Context, repo registry.Repository, end string, query url.Values, authorization string) (*http.Response, error) {
-	return try(ctx, f, func(up registry.Upstream) (*http.Response, error) {
+	return try(ctx, f, repo.String(), func(up registry.Upstream) (*http.Response, error) {
 		return up.Relay(ctx, repo, end, query, authorization)
 	})
 }

@@ -1,9 +1,13 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,8 +54,11 @@ func newSeeders(ctx context.Context, running *sync.WaitGroup, list []Seeder, log
 	return &seeders{ctx: ctx, running: running, log: log, list: list, ill: make(map[Seeder]SeederHealth), recovered: make(map[Seeder]recovery)}
 }
 
-// well returns the seeders that can be asked, in order.
-func (s *seeders) well() (list []Seeder) {
+// well returns the seeders that can be asked about key, a digest or what else names
+// content, in the order to ask them. Every host has the same order for a key, another
+// for each, so that no two seeders fetch one blob, and each has its share of them:
+// rendezvous hashing, by which a seeder that comes or goes moves only what is its own.
+func (s *seeders) well(key string) (list []Seeder) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, seeder := range s.list {
@@ -59,7 +66,16 @@ func (s *seeders) well() (list []Seeder) {
 			list = append(list, seeder)
 		}
 	}
+	if len(list) > 1 {
+		slices.SortStableFunc(list, func(a, b Seeder) int { return cmp.Compare(weight(b, key), weight(a, key)) })
+	}
 	return list
+}
+
+// weight is how much a seeder is to be asked about key rather than others.
+func weight(s Seeder, key string) uint64 {
+	sum := sha256.Sum256([]byte(s.URL() + " " + key))
+	return binary.BigEndian.Uint64(sum[:])
 }
 
 // failed is told of an error that a seeder's answer gave, and decides whether

@@ -125,6 +125,42 @@ func TestSecondSeeder(t *testing.T) {
 	}
 }
 
+// Of two seeders each fetches some blobs, and no blob is fetched by both, in whatever
+// order the hosts name them. When one dies the other takes its part.
+func TestSeedersShareTheBlobs(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	a, b := newSeeder(t, up), newSeeder(t, up)
+	urls := []string{a.server.URL, b.server.URL}
+	hosts := []*testMirror{newMirror(t, up, urls), newMirror(t, up, []string{urls[1], urls[0]})}
+	const blobs = 24 // all at one seeder by chance: once in 2^23 runs
+	for i := range blobs {
+		blob := random(1000, 500+uint64(i))
+		d := up.Push(t, "app", false, blob)
+		for _, m := range hosts {
+			m.mustPull(t, "app", blob)
+		}
+		if n := len(up.Seen("GET", d.String())); n != 1 {
+			t.Errorf("%s was asked for %d times", d, n)
+		}
+	}
+	here := func(s *testSeeder) int { return s.store.Usage().Blobs }
+	eventually(t, "all are in the seeders' caches", func() bool { return here(a)+here(b) == blobs })
+	if here(a) == 0 || here(b) == 0 {
+		t.Errorf("seeders have %d and %d blobs", here(a), here(b))
+	}
+
+	blob := random(1000, 499)
+	for i := uint64(0); hosts[0].Preferred(digest.FromBytes(blob)) != urls[1]; i++ {
+		blob = random(1000, 600+i)
+	}
+	b.server.Close()
+	up.Push(t, "app", false, blob)
+	before := here(a)
+	hosts[0].mustPull(t, "app", blob)
+	eventually(t, "the seeder that is left has the blob of the one that died", func() bool { return here(a) == before+1 })
+}
+
 // middle is a server before a seeder that begins to fail in the middle of a
 // blob.
 func middle(t testing.TB, origin *testSeeder, after int64, fail func(w http.ResponseWriter, r *http.Request)) string {
