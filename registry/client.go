@@ -256,15 +256,34 @@ func (c *Client) GetBlob(ctx context.Context, repo Repository, d digest.Digest, 
 		return nil, 0, err
 	}
 	size, err := wholeSize(resp, off)
-	if err == nil && off > 0 && resp.StatusCode != http.StatusPartialContent {
-		// A registry without ranges: what we have is read past.
-		_, err = io.CopyN(io.Discard, resp.Body, off)
-	}
 	if err != nil {
 		resp.Body.Close()
 		return nil, 0, Unavailable("blob %s of %s from byte %d: %w", d, repo, off, err)
 	}
+	if resp.StatusCode != http.StatusPartialContent {
+		// A registry without ranges: what we have is read past.
+		return &tailBody{resp.Body, off}, size, nil
+	}
 	return resp.Body, size, nil
+}
+
+// tailBody is a body without its first bytes. They are read past when the first of the
+// others is asked for: whoever learns the size by it, and goes on with what is here, need
+// not wait for them, and if all is here nobody does.
+type tailBody struct {
+	io.ReadCloser
+	before int64
+}
+
+func (b *tailBody) Read(p []byte) (int, error) {
+	n, err := io.CopyN(io.Discard, b.ReadCloser, b.before)
+	if b.before -= n; err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return 0, err
+	}
+	return b.ReadCloser.Read(p)
 }
 
 // getBlob asks for the section from off on, or for all of a blob where a

@@ -160,8 +160,13 @@ func TestResume(t *testing.T) {
 				checkBlob(t, c, repo(host), blob, 7)
 				return
 			}
-			if _, _, err := c.GetBlob(t.Context(), repo(host), d, 7, ""); err == nil || Refused(err) {
-				t.Errorf("GetBlob = %v, want an Unavailable", err)
+			body, _, err := c.GetBlob(t.Context(), repo(host), d, 7, "")
+			if err == nil {
+				defer body.Close()
+				_, err = io.ReadAll(body)
+			}
+			if err == nil || Refused(err) {
+				t.Errorf("GetBlob and reading it = %v, want an Unavailable", err)
 			}
 		})
 	}
@@ -601,8 +606,13 @@ func TestSilentBodies(t *testing.T) {
 	if _, _, err := c.GetManifest(t.Context(), repo, "v1", ""); !errors.Is(err, errIdle) || Refused(err) {
 		t.Errorf("GetManifest = %v, want %v", err, errIdle)
 	}
-	if _, _, err := c.GetBlob(t.Context(), repo, sha256Of, 100, ""); !errors.Is(err, errIdle) {
-		t.Errorf("GetBlob of a registry without ranges = %v, want %v", err, errIdle)
+	tail, _, err := c.GetBlob(t.Context(), repo, sha256Of, 100, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tail.Close()
+	if _, err := io.ReadAll(tail); !errors.Is(err, errIdle) {
+		t.Errorf("body of a registry without ranges = %v, want %v", err, errIdle)
 	}
 	resp, err := c.Relay(t.Context(), repo, "tags/list", nil, "")
 	if err != nil {

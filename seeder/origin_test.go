@@ -1,8 +1,10 @@
 package seeder_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -205,4 +207,55 @@ func ours() string {
 		}
 	}
 	return b.String()
+}
+
+// A registry without ranges sends what is here once more; nobody waits for that before
+// getting what is here, be it a part of the blob or, after a crash at the very end, all.
+func TestWhatIsHereIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	for name, here := range map[string]int{"a part": 2 << 20, "all": big} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := registrytest.New(t)
+			b := random(big, 61)
+			d := up.Push(t, "app", false, b)
+			dir := t.TempDir()
+			leave(t, dir, up.Host, d, b[:here])
+			hold := make(chan struct{})
+			up.Fail(&registrytest.Fault{Left: -1, NoRange: true, At: 1 << 20, Hold: hold})
+			s := newSeederIn(t, dir, up)
+			resp := s.open(t, "GET", blobPath("app", d), "")
+			defer resp.Body.Close()
+			got := make([]byte, here-1)
+			if _, err := io.ReadFull(resp.Body, got); err != nil {
+				t.Fatal(err)
+			}
+			if here < big {
+				close(hold)
+			}
+			rest, err := io.ReadAll(resp.Body)
+			if err != nil || !bytes.Equal(append(got, rest...), b) {
+				t.Errorf("%d bytes that are not the blob's %d, err %v", len(got)+len(rest), len(b), err)
+			}
+		})
+	}
+}
+
+// leave puts the first bytes of a blob into a store's folder, as a crash does.
+func leave(t *testing.T, dir, host string, d digest.Digest, b []byte) {
+	t.Helper()
+	path := filepath.Join(dir, "partial", d.Algorithm().String()+"-"+d.Encoded())
+	store, err := layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)})
+	if err == nil {
+		err = store.Close()
+	}
+	if err == nil {
+		err = os.WriteFile(path, b, 0o644)
+	}
+	if err == nil {
+		err = os.WriteFile(path+".origin", []byte(host), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
