@@ -286,3 +286,55 @@ func TestTheLastWholeHostReveals(t *testing.T) {
 	second := newHost(t, Config{})
 	mustEqual(t, "blob", second.fetch(t, m, tr.url), blob)
 }
+
+// A piece that is being judged while one who sent a part of it is banned is not asked for
+// again: other bytes would come to lie where those are that were found right.
+func TestJudgedPieceIsNotWrittenOver(t *testing.T) {
+	blob, _ := testBlob(1<<20, 73)
+	m := fill(t, testStore(t), blob)
+	h := newHost(t, Config{})
+	p, _ := h.begun(t, m)
+	x := h.lookup(m.Digest())
+	liar, addr := [20]byte{'l'}, netip.MustParseAddrPort("127.0.0.3:1")
+
+	pc := newPiece(x.torrent, 0, x.chunkLength)
+	right := blob[:pc.size]
+	if _, err := p.WriteAt(right, 0); err != nil {
+		t.Fatal(err)
+	}
+	pc.feed(right, 0)
+	pc.hashing.Lock() // so that its hash takes long
+	x.mu.Lock()
+	pc.left, pc.from[liar] = 0, addr
+	x.arriving[0], x.unproven[0] = pc, pc
+	x.mu.Unlock()
+	judged := make(chan struct{})
+	go func() {
+		defer close(judged)
+		x.prove()
+	}()
+	eventually(t, "being judged", func() bool {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return x.unproven[0] == nil
+	})
+	x.mu.Lock()
+	x.ban(liar, addr, 1)
+	again := x.arriving[0] == nil
+	x.mu.Unlock()
+	if again { // another liar was asked, and has sent this
+		if _, err := p.WriteAt(make([]byte, len(right)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pc.hashing.Unlock()
+	wait(t, "judged", judged)
+	got := make([]byte, len(right))
+	if _, err := p.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !p.PieceHave(0) {
+		t.Error("the piece was right, and is lost")
+	}
+	mustEqual(t, "verified piece", got, right)
+}

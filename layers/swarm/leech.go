@@ -159,6 +159,7 @@ func (x *exchange) chunk(p *peer, r request, b []byte) error {
 		done = false
 		x.discard(pc)
 	}
+	pc.judged = done
 	x.mu.Unlock()
 	if done {
 		x.complete(pc)
@@ -260,7 +261,8 @@ func (x *exchange) rejected(p *peer, r request) {
 	x.pumpAll()
 }
 
-// complete judges a piece whose bytes are all on disk.
+// complete judges a piece whose bytes are all on disk. It has been marked as judged, and
+// is not when complete returns.
 func (x *exchange) complete(pc *piece) {
 	sum, err := pc.sum(x.partial, int64(pc.index)*x.torrent.PieceLength())
 	if err != nil {
@@ -271,6 +273,7 @@ func (x *exchange) complete(pc *piece) {
 	want, known := x.torrent.Piece(pc.index)
 	if !known {
 		x.unproven[pc.index] = pc
+		x.unjudged(pc)
 	}
 	x.mu.Unlock()
 	switch {
@@ -282,6 +285,16 @@ func (x *exchange) complete(pc *piece) {
 	}
 }
 
+// unjudged ends the judging of a piece. If it was to be fetched anew meanwhile, and did not
+// turn out right, it is now. mu is held.
+func (x *exchange) unjudged(pc *piece) {
+	pc.judged = false
+	if pc.spoilt && x.arriving[pc.index] == pc {
+		x.discard(pc)
+		x.pumpAll()
+	}
+}
+
 // prove judges the pieces whose hashes have become known.
 func (x *exchange) prove() {
 	var known []*piece
@@ -289,6 +302,7 @@ func (x *exchange) prove() {
 	for i, pc := range x.unproven {
 		if _, ok := x.torrent.Piece(i); ok {
 			delete(x.unproven, i)
+			pc.judged = true
 			known = append(known, pc)
 		}
 	}
@@ -307,6 +321,7 @@ func (x *exchange) proven(pc *piece) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.arrived(pc.index)
+	x.unjudged(pc)
 }
 
 // arrived notes that piece i is here, from wherever. mu is held.
@@ -339,6 +354,7 @@ func (x *exchange) arrived(i int) {
 func (x *exchange) wrong(pc *piece) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	pc.judged = false
 	x.discard(pc)
 	if len(pc.from) > 1 {
 		x.suspects[pc.index] = true
@@ -366,13 +382,15 @@ func (x *exchange) ban(id [20]byte, addr netip.AddrPort, i int) {
 }
 
 // discard has a piece fetched anew. While parts of it are still on their way to the
-// disk that waits for them, or they could end up in what comes next. mu is held.
+// disk that waits for them, or they could end up in what comes next; and while it is being
+// judged for the outcome, or what comes next would lie where what was found right was.
+// mu is held.
 func (x *exchange) discard(pc *piece) {
 	pc.spoilt = true
 	for _, a := range slices.Clone(pc.asks) {
 		a.end(true)
 	}
-	if pc.writes > 0 || x.arriving[pc.index] != pc {
+	if pc.writes > 0 || pc.judged || x.arriving[pc.index] != pc {
 		return
 	}
 	delete(x.arriving, pc.index)

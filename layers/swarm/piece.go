@@ -38,7 +38,8 @@ type piece struct {
 	writes int // chunks on their way to the disk
 	asks   []*ask
 	from   map[[20]byte]netip.AddrPort // who has sent any of it
-	spoilt bool                        // to be fetched anew once nothing of it is being written
+	judged bool                        // at this moment: it must not be written over
+	spoilt bool                        // to be fetched anew once nothing of it is being written or judged
 
 	hashing sync.Mutex // guards the two below
 	hash    hash.Hash
