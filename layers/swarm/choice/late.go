@@ -23,7 +23,20 @@ const (
 	// another one does, is late as well.
 	slowFactor = 4
 	slowMargin = time.Second
+
+	// Who owed something and was silent for stuckAfter is asked for nothing more until
+	// he sends something, or has not been found so for shunFor.
+	shunFor = 5 * time.Second
 )
+
+// shuns says whether p is asked for nothing now. A peer that brings nothing would
+// otherwise be given another piece for each that is had elsewhere in its place.
+func (l *Leech) shuns(p *Peer, now time.Duration) bool {
+	if p.kind != Origin && p.owed > 0 && now-p.heard > stuckAfter {
+		p.shunned = now + shunFor
+	}
+	return now < p.shunned
+}
 
 // late picks a piece for p, which has nothing to do, that another peer was
 // asked for and is late with: the one asked for first.

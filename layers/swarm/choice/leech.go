@@ -78,7 +78,9 @@ type Peer struct {
 	owed  int64         // bytes asked and not yet here
 	heard time.Duration // when it last sent something, or began to owe it
 	meter meter
-	gone  bool
+	// shunned is until when it is asked for nothing, as it has brought nothing.
+	shunned time.Duration
+	gone    bool
 }
 
 // ask is a piece asked of a peer.
@@ -185,7 +187,7 @@ func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
 	n = min(n, p.asked[k].left)
 	p.asked[k].left -= n
 	p.owed -= n
-	p.heard = now
+	p.heard, p.shunned = now, 0
 	p.meter.count(n, now)
 	switch {
 	case p.kind == Near:
@@ -235,7 +237,7 @@ func (l *Leech) Failed(i int) {
 // answer: p announced or sent something, another's pieces were freed, or some
 // tenths of a second have passed. It keeps to [Pipeline] by itself.
 func (l *Leech) Next(p *Peer, now time.Duration) (piece int, ok bool) {
-	if p.gone {
+	if p.gone || l.shuns(p, now) {
 		return 0, false
 	}
 	if piece, ok = l.urgent(p, now); !ok && l.room(p, now) {

@@ -210,6 +210,37 @@ func TestLatePieceIsAskedAgain(t *testing.T) {
 	}
 }
 
+// A peer that brings nothing is not given another piece for each that is had elsewhere in
+// its place, or a few such peers would hold up the reader again and again. When it sends
+// something, or after a while, it is asked as any other.
+func TestSilentPeerIsAskedForNothing(t *testing.T) {
+	l := newLeech(100)
+	dead := has(l, choice.Near, 0, upTo(100)...)
+	asked := all(l, dead, 0)
+	all(l, dead, 1100*time.Millisecond)
+	for _, i := range asked[1:] {
+		l.Done(i) // it came over HTTP
+	}
+	if got := next(l, dead, 2*time.Second); got != -1 {
+		t.Errorf("asked piece %d of a peer that owes one and has been silent for 2 s", got)
+	}
+	l.Done(asked[0])
+	if got := next(l, dead, 3*time.Second); got != -1 {
+		t.Errorf("asked piece %d of a peer that never brought anything", got)
+	}
+	again := next(l, dead, 8*time.Second)
+	if again == -1 {
+		t.Error("asked it for nothing 5 s later, either")
+	}
+	if all(l, dead, 10*time.Second) != nil {
+		t.Error("asked a peer for more that is silent again")
+	}
+	deliver(l, dead, again, 10*time.Second)
+	if got := next(l, dead, 10*time.Second); got == -1 {
+		t.Error("asked nothing of a peer that sends")
+	}
+}
+
 // A peer that sends a little all the time does not hold the blob up.
 func TestTricklingPeerIsTakenOver(t *testing.T) {
 	l := newLeech(100)
