@@ -227,6 +227,9 @@ func (s *Store) openArrival(d digest.Digest, size int64, origin string) (*arriva
 
 // create begins an arrival with an empty file.
 func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, error) {
+	if err := s.weighPins(); err != nil {
+		return nil, err
+	}
 	if err := s.makeSpace(size); err != nil {
 		return nil, err
 	}

@@ -32,8 +32,10 @@ func (s *Store) unpin(e *entry) {
 	s.mu.Lock()
 	e.pins--
 	if e.pins == 0 && !e.gone {
-		e.elem = s.idle.PushFront(e)
 		s.newest, e.used = e, time.Now()
+		if s.held[e.digest] == 0 {
+			e.elem = s.idle.PushFront(e)
+		}
 	}
 	s.mu.Unlock()
 	s.trim()

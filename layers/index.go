@@ -86,6 +86,31 @@ func (x *index) get(d digest.Digest) (ocispec.Descriptor, bool) {
 	return desc, ok
 }
 
+// maxRefs bounds the names that [index.name] adds: who answers for tags may make up any
+// number of them.
+const maxRefs = 20_000
+
+// name moves ref to a manifest, if that is there and names are not too many.
+func (x *index) name(d digest.Digest, ref string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, ok := x.manifests[d]; !ok || x.refs[ref] == d {
+		return
+	}
+	if _, known := x.refs[ref]; known || len(x.refs) < maxRefs {
+		x.refs[ref] = d
+		x.touch()
+	}
+}
+
+// named returns the manifest that has ref.
+func (x *index) named(ref string) (digest.Digest, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	d, ok := x.refs[ref]
+	return d, ok
+}
+
 // put names a manifest, and moves ref to it unless it is empty.
 func (x *index) put(desc ocispec.Descriptor, ref string) {
 	desc.Annotations = maps.Clone(desc.Annotations)

@@ -73,6 +73,15 @@ func (s *Store) PutManifest(desc ocispec.Descriptor, content []byte, ref string)
 	return nil
 }
 
+// NameManifest notes that ref stands for a manifest, if that is here. An older one loses
+// the ref.
+func (s *Store) NameManifest(d digest.Digest, ref string) {
+	s.index.name(d, ref)
+}
+
+// Named returns the manifest that ref stood for last, as far as that is here.
+func (s *Store) Named(ref string) (digest.Digest, bool) { return s.index.named(ref) }
+
 // has tells whether an entry is still in the store.
 func (s *Store) has(e *entry) bool {
 	s.mu.Lock()

@@ -45,8 +45,9 @@ type StoreConfig struct {
 	// Dir is the root of the OCI image layout. It is made if it is missing.
 	Dir string
 	// Limit is how many bytes of blobs are kept; 0 is no limit. The least
-	// recently used goes first, and never one that is open. What arrives counts
-	// too, and the limit is kept to within one blob.
+	// recently used goes first, and never one that is open or pinned. What arrives
+	// counts too, and the limit is kept to within one blob. Once pins alone reach it
+	// no blob is taken (ErrPinsFill).
 	Limit int64
 	// MinFree is how many bytes of the disk are left free, whoever fills it: idle
 	// blobs go, and what is new is refused with ENOSPC. 0 is down to the last byte.
@@ -75,6 +76,11 @@ type Store struct {
 
 	space *space // on the disk
 
+	// pinning is held while pins change, until the disk has the change. It is taken
+	// before names.
+	pinning sync.Mutex
+	pins    map[string]Pin // by Image; the map itself is never changed
+
 	// Callers who need the same work done on a digest share it.
 	opening, hashing singleflight.Group
 
@@ -90,7 +96,7 @@ type Store struct {
 
 	mu        sync.Mutex // guards all below
 	blobs     map[digest.Digest]*entry
-	idle      *list.List // of the entries nobody has open, most recently used first
+	idle      *list.List // of the entries that nobody has open and no pin keeps, most recently used first
 	newest    *entry     // the last one used; its eviction would be untimely
 	bytes     int64      // of blobs
 	short     int64      // bytes by which the disk has less free than it should
@@ -98,6 +104,8 @@ type Store struct {
 	evictions int64
 	partials  map[digest.Digest]*Partial // not yet at rest
 	rests     map[digest.Digest]*rest
+	held      map[digest.Digest]int // how often each blob, here or not, is kept from eviction by Hold
+	pinsFill  bool                  // what is held reaches the limit
 	closed    bool
 }
 
@@ -128,11 +136,17 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		idle:     list.New(),
 		partials: make(map[digest.Digest]*Partial),
 		rests:    make(map[digest.Digest]*rest),
+		held:     make(map[digest.Digest]int),
+		pins:     make(map[string]Pin),
 	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
-	if err := s.load(); err != nil {
+	err := s.load()
+	if err == nil {
+		err = s.loadPins()
+	}
+	if err != nil {
 		s.unlock()
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -286,7 +300,7 @@ func (s *Store) Blobs() []BlobInfo {
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Bytes: s.bytes, Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions}
+	return Usage{Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions}
 }
 
 // Close fails what is arriving with ErrClosed (it can be resumed by the next
@@ -346,6 +360,7 @@ type BlobInfo struct {
 // Usage is how full a Store is.
 type Usage struct {
 	Bytes     int64 // of whole blobs
+	Pinned    int64 // of them, bytes that pins keep
 	Arriving  int64 // bytes of blobs that are not whole yet
 	Limit     int64 // bytes; 0 is no limit
 	Blobs     int   // whole blobs

@@ -100,6 +100,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 	m.pulls = &registry.Handler{Backend: m, DefaultHost: cfg.DefaultRegistry, Sent: m.ledger.Served, Log: cfg.Log}
 	m.mux = http.NewServeMux()
 	m.mux.HandleFunc("POST /v1/prefetch", m.servePrefetch)
+	m.pinRoutes()
 	return m
 }
 

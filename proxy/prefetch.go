@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	maxPrefetchBody   = 1 << 20 // bytes of a request
+	maxRequestBody    = 1 << 20 // bytes of a request to the mirror's own API
 	prefetchBlobs     = 4       // blobs of one image at a time, as engines do
 	prefetchImages    = 4       // images of one request at a time
 	progressInterval  = 250 * time.Millisecond
@@ -35,6 +35,8 @@ type PrefetchRequest struct {
 	Images []PrefetchImage `json:"images"`
 	// Platforms as os/arch[/variant], or "all"; none is this host's own.
 	Platforms []string `json:"platforms,omitempty"`
+	// Pin keeps the images, once they are here, until they are unpinned.
+	Pin bool `json:"pin,omitempty"`
 }
 
 // PrefetchImage is one image to bring, in the name of whoever the
@@ -58,22 +60,15 @@ type PrefetchEvent struct {
 	Error     string                  `json:"error,omitempty"`
 	Status    int                     `json:"status,omitempty"`    // the registry's, of an error
 	Challenge string                  `json:"challenge,omitempty"` // with status 401
+	Pinned    bool                    `json:"pinned,omitempty"`    // of done
 	OK        *bool                   `json:"ok,omitempty"`        // of end: all images are here
 }
 
 // servePrefetch answers POST /v1/prefetch: it brings images ahead of a pull,
-// and tells how it goes, a JSON object a line. It takes nothing but JSON, which
-// a page in a browser cannot send to another site unasked.
+// and tells how it goes, a JSON object a line.
 func (m *Mirror) servePrefetch(w http.ResponseWriter, r *http.Request) {
-	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t != "application/json" {
-		http.Error(w, "the body must be application/json", http.StatusUnsupportedMediaType)
-		return
-	}
 	var req PrefetchRequest
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPrefetchBody))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&req); err != nil {
-		http.Error(w, "prefetch request: "+err.Error(), http.StatusBadRequest)
+	if !readJSON(w, r, "prefetch request", &req) {
 		return
 	}
 	platforms, err := parsePlatforms(req.Platforms)
@@ -83,8 +78,29 @@ func (m *Mirror) servePrefetch(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	events := &eventWriter{w: w, flush: http.NewResponseController(w)}
-	ok := m.prefetchAll(r.Context(), req.Images, platforms, events.send)
+	ok := m.prefetchAll(r.Context(), req, platforms, events.send)
 	events.send(PrefetchEvent{Event: "end", OK: &ok})
+}
+
+// readJSON reads the body of a request, or answers that it cannot. It takes nothing but
+// JSON, which a page in a browser cannot send to another site unasked.
+func readJSON(w http.ResponseWriter, r *http.Request, what string, into any) bool {
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t != "application/json" {
+		http.Error(w, "the body must be application/json", http.StatusUnsupportedMediaType)
+		return false
+	}
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBody))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		http.Error(w, what+": "+err.Error(), http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
+func writeJSON(w http.ResponseWriter, answer any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(answer) // fails only with the client
 }
 
 // eventWriter sends events of several images down one answer.
@@ -104,12 +120,12 @@ func (e *eventWriter) send(event PrefetchEvent) {
 	}
 }
 
-func (m *Mirror) prefetchAll(ctx context.Context, images []PrefetchImage, platforms platforms, send func(PrefetchEvent)) bool {
+func (m *Mirror) prefetchAll(ctx context.Context, req PrefetchRequest, platforms platforms, send func(PrefetchEvent)) bool {
 	var group errgroup.Group
 	group.SetLimit(prefetchImages)
-	for _, image := range images {
+	for _, image := range req.Images {
 		group.Go(func() error {
-			err := m.prefetch(ctx, image, platforms, send)
+			err := m.prefetch(ctx, image, platforms, req.Pin, send)
 			if err != nil {
 				send(errorEvent(image.Ref, err))
 			}
@@ -127,8 +143,9 @@ func errorEvent(image string, err error) PrefetchEvent {
 	return event
 }
 
-// prefetch brings one image: manifests, configs and layers.
-func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, send func(PrefetchEvent)) error {
+// prefetch brings one image: manifests, configs and layers. It is pinned when it is here,
+// if pin is set; until then nothing of it goes for the rest.
+func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, pin bool, send func(PrefetchEvent)) error {
 	req, err := m.parseImage(image)
 	if err != nil {
 		return err
@@ -140,6 +157,9 @@ func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms pl
 	tree := &imageTree{mirror: m, req: req, platforms: platforms}
 	if err := tree.walk(ctx, desc, content, 0); err != nil {
 		return err
+	}
+	if pin {
+		defer m.cfg.Store.Hold(tree.digests())()
 	}
 	total := tree.bytes()
 	send(PrefetchEvent{Event: "resolved", Image: image.Ref, Digest: desc.Digest, Blobs: len(tree.blobs), Bytes: total})
@@ -153,7 +173,13 @@ func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms pl
 	if err != nil {
 		return err
 	}
-	send(PrefetchEvent{Event: "done", Image: image.Ref, Digest: desc.Digest, Bytes: total})
+	if pin {
+		err := m.cfg.Store.PinImage(layers.Pin{Image: imageName(req), Digest: desc.Digest, Pinned: time.Now().UTC(), Blobs: tree.digests()})
+		if err != nil {
+			return err
+		}
+	}
+	send(PrefetchEvent{Event: "done", Image: image.Ref, Digest: desc.Digest, Bytes: total, Pinned: pin})
 	return nil
 }
 
@@ -239,21 +265,20 @@ type imageTree struct {
 	mirror    *Mirror
 	req       registry.Request
 	platforms platforms
+	manifests []digest.Digest      // indexes too
 	blobs     []ocispec.Descriptor // configs and layers, each once
 }
 
 // walk fetches the manifests below one, and collects their blobs.
 func (t *imageTree) walk(ctx context.Context, desc ocispec.Descriptor, content []byte, depth int) error {
-	var manifest struct {
-		Manifests []ocispec.Descriptor `json:"manifests"` // of an index
-		Config    ocispec.Descriptor   `json:"config"`
-		Layers    []ocispec.Descriptor `json:"layers"`
+	manifest, err := parseManifest(desc.Digest, content)
+	if err != nil {
+		return err
 	}
-	if err := json.Unmarshal(content, &manifest); err != nil {
-		return fmt.Errorf("manifest %s: %w", desc.Digest, err)
-	}
+	t.manifests = append(t.manifests, desc.Digest)
 	if manifest.Manifests == nil {
-		return t.add(append(manifest.Layers, manifest.Config))
+		t.add(manifest.parts())
+		return nil
 	}
 	if depth == maxManifestsDepth {
 		return fmt.Errorf("index %s: more than %d indexes deep", desc.Digest, depth)
@@ -276,17 +301,22 @@ func (t *imageTree) walk(ctx context.Context, desc ocispec.Descriptor, content [
 	return nil
 }
 
-func (t *imageTree) add(blobs []ocispec.Descriptor) error {
+func (t *imageTree) add(blobs []ocispec.Descriptor) {
 	for _, blob := range blobs {
-		if _, err := registry.ParseDigest(blob.Digest.String()); err != nil {
-			return err
-		}
-		known := slices.ContainsFunc(t.blobs, func(b ocispec.Descriptor) bool { return b.Digest == blob.Digest })
-		if !known && len(blob.URLs) == 0 { // layers with URLs are not the registry's
+		if !slices.ContainsFunc(t.blobs, func(b ocispec.Descriptor) bool { return b.Digest == blob.Digest }) {
 			t.blobs = append(t.blobs, blob)
 		}
 	}
-	return nil
+}
+
+// digests are those of all that the image is made of, each once.
+func (t *imageTree) digests() []digest.Digest {
+	all := slices.Clone(t.manifests)
+	for _, blob := range t.blobs {
+		all = append(all, blob.Digest)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func (t *imageTree) bytes() (n int64) {

@@ -17,6 +17,8 @@ import (
 type ManifestStore interface {
 	Manifest(d digest.Digest) (ocispec.Descriptor, []byte, error)
 	PutManifest(desc ocispec.Descriptor, content []byte, ref string) error
+	// NameManifest notes that ref stands for the manifest, if that is stored.
+	NameManifest(d digest.Digest, ref string)
 }
 
 // Manifests answers for manifests: those by digest from the store, tags from
@@ -120,7 +122,23 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 	if err := m.Store.PutManifest(desc, content, name); err != nil {
 		m.Log.Warn("manifest not cached", "digest", desc.Digest, "err", err)
 	}
+	for _, name := range m.names(req.Repo, desc.Digest) {
+		m.Store.NameManifest(desc.Digest, name)
+	}
 	return desc, content, nil
+}
+
+// names are what tags have been said to stand for a manifest: engines ask for a tag's
+// digest first, and then for the manifest by that.
+func (m *Manifests) names(repo Repository, d digest.Digest) (names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, last := range m.tags {
+		if key.repo == repo && last.desc.Digest == d {
+			names = append(names, repo.String()+":"+key.tag)
+		}
+	}
+	return names
 }
 
 // resolve asks which digest a tag has now. While the registry is away, its
@@ -175,6 +193,7 @@ func (m *Manifests) ask(ctx context.Context, req Request) (ocispec.Descriptor, e
 	}
 	m.Grants.grant(req.Authorization, req.Repo)
 	m.remember(tagged{req.Repo, req.Tag}, desc)
+	m.Store.NameManifest(desc.Digest, req.Repo.String()+":"+req.Tag)
 	return desc, nil
 }
 

@@ -49,6 +49,14 @@ func (s *shelf) PutManifest(desc ocispec.Descriptor, content []byte, ref string)
 	return nil
 }
 
+func (s *shelf) NameManifest(d digest.Digest, ref string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stored[d] != nil {
+		s.refs[ref] = d
+	}
+}
+
 // manifestsBubble is a test of manifests in a time of its own.
 type manifestsBubble struct {
 	*bubble

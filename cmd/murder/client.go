@@ -170,7 +170,18 @@ type statusReport struct {
 	Cache              cacheStatus    `json:"cache"`
 	Totals             totalsStatus   `json:"totals"`
 	TorrentsActive     int            `json:"torrents_active"`
+	Pins               []pinStatus    `json:"pins"` // of a mirror
 	Blobs              []blobStatus   `json:"blobs"`
+}
+
+// pinStatus is one pinned image, as GET /v1/pins tells of it too.
+type pinStatus struct {
+	Image   string    `json:"image"`
+	Digest  string    `json:"digest"` // that the image had when it was pinned
+	Pinned  time.Time `json:"pinned"`
+	Blobs   int       `json:"blobs"`             // manifests, configs and layers
+	Bytes   int64     `json:"bytes"`             // of those that are here
+	Missing []string  `json:"missing,omitempty"` // blobs that were lost with the disk
 }
 
 // seederStatus is how a mirror finds one of its seeders.
@@ -184,6 +195,7 @@ type seederStatus struct {
 // cacheStatus counts bytes of whole blobs; a limit of 0 is none.
 type cacheStatus struct {
 	Bytes     int64 `json:"bytes"`
+	Pinned    int64 `json:"pinned"` // bytes of them that pins keep
 	Limit     int64 `json:"limit"`
 	Blobs     int64 `json:"blobs"`
 	Evictions int64 `json:"evictions"`
@@ -222,6 +234,7 @@ type blobStatus struct {
 	From       sources   `json:"from"`
 	Why        string    `json:"why"` // why it did not come from the swarm, or not all of it; "" when it did
 	Peers      int       `json:"peers"`
+	Pinned     bool      `json:"pinned,omitempty"` // a pin keeps it
 	Started    time.Time `json:"started"`
 	TookMS     int64     `json:"took_ms"`
 }

@@ -8,6 +8,8 @@
 //	murder seeder     the origin's daemon, beside the registry
 //	murder mirror     the daemon on every host: a pull-only registry, a cache and a BitTorrent peer
 //	murder prefetch   warms this host, or the named hosts, ahead of a rollout
+//	murder pin        keeps images in this host's cache, however long nobody pulls them
+//	murder unpin      lets them go again
 //	murder status     what is here and in flight; for an image, where each layer's bytes came from and why
 //	murder setup      points containerd, Docker or podman at the mirror
 //	murder doctor     checks mirror, seeder, registry, engine and disk, and says what to mend
@@ -40,8 +42,8 @@
 //	/livez, /readyz, /healthz, /metrics   health, and figures for Prometheus
 //	/v1/status                            what `murder status` prints
 //
-// The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker); the mirror POST /v1/prefetch. Any address
-// may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
+// The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker); the mirror POST /v1/prefetch and /v1/pins
+// (GET, POST, DELETE). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
 //
 // # Logs, results, exit codes
 //
@@ -120,6 +122,8 @@ func commands() []*cli.Command {
 		seederCommand(),
 		mirrorCommand(),
 		prefetchCommand(),
+		pinCommand(),
+		unpinCommand(),
 		statusCommand(),
 		setupCommand(),
 		doctorCommand(),

@@ -49,8 +49,21 @@ func runMirror(c *cli.Context) error {
 		for _, s := range mirror.Seeders() {
 			health = append(health, seederStatus(s))
 		}
-		d.report(w, r, mirror.Ledger(), health)
+		d.report(w, r, mirror.Ledger(), health, pinsOf(mirror))
 	})
+}
+
+// pinsOf are the pinned images as `murder status` shows them.
+func pinsOf(mirror *proxy.Mirror) []pinStatus {
+	pins := []pinStatus{}
+	for _, p := range mirror.Pins() {
+		pin := pinStatus{Image: p.Image, Digest: p.Digest.String(), Pinned: p.Pinned, Blobs: p.Blobs, Bytes: p.Bytes}
+		for _, d := range p.Missing {
+			pin.Missing = append(pin.Missing, d.String())
+		}
+		pins = append(pins, pin)
+	}
+	return pins
 }
 
 // seederClients ask the seeders at urls, about registries that are allowed.

@@ -29,6 +29,7 @@ func prefetchCommand() *cli.Command {
 			listOf("mirror", "`URL` or HOST:PORT of a mirror (repeatable; default: "+defaultMirror+", unless --mirrors-file is given)", checkMirrorAddress),
 			textOf("mirrors-file", "", "`FILE` with a mirror on each line; # begins a comment", nil),
 			listOf("platform", "`OS/ARCH` to fetch of a multi-platform image, or all (repeatable; default: each mirror's own)", checkPlatform),
+			&cli.BoolFlag{Name: "pin", Usage: "keep the images in the caches until `murder unpin`, also when they are not used"},
 			listOf("insecure-registry", "`HOST:PORT` of a registry whose token server may be given credentials without TLS (repeatable)", checkRegistry),
 			durationOf("timeout", "0s", "`DURATION` after which to give up, 0 for as long as bytes arrive"),
 			countOf("parallel", "256", 1, 65536, "`NUMBER` of hosts that are warmed at once"),
@@ -62,6 +63,7 @@ type prefetch struct {
 	mirrors   []string // base URLs
 	images    []image
 	platforms []string
+	pin       bool
 	parallel  int           // mirrors asked at once
 	idle      time.Duration // a mirror that says nothing for so long is given up
 	creds     *credentials
@@ -76,6 +78,7 @@ const streamIdle = time.Minute
 func newPrefetch(c *cli.Context) (*prefetch, error) {
 	p := &prefetch{
 		platforms: listFlag(c, "platform"),
+		pin:       c.Bool("pin"),
 		parallel:  c.Int("parallel"),
 		idle:      streamIdle,
 		creds:     newCredentials(listFlag(c, "insecure-registry")),
@@ -196,6 +199,7 @@ type imageResult struct {
 	Image  string  `json:"image"`
 	OK     bool    `json:"ok"`
 	Digest string  `json:"digest,omitempty"`
+	Pinned bool    `json:"pinned,omitempty"`
 	Bytes  int64   `json:"bytes"` // of its blobs, once resolved
 	From   sources `json:"from"`
 	Error  string  `json:"error,omitempty"`
@@ -219,8 +223,11 @@ func (r *prefetchResult) print(w io.Writer, asJSON bool) error {
 	for _, h := range r.Hosts {
 		for _, img := range h.Images {
 			word := "ready"
-			if !img.OK {
+			switch {
+			case !img.OK:
 				word = "FAILED"
+			case img.Pinned:
+				word = "ready, pinned"
 			}
 			f := img.From
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", hostOf(h.Mirror), img.Image, bytesText(img.Bytes),

@@ -16,6 +16,7 @@ import (
 type prefetchRequest struct {
 	Images    []prefetchImage `json:"images"`
 	Platforms []string        `json:"platforms,omitempty"` // none: the mirror's own
+	Pin       bool            `json:"pin,omitempty"`
 }
 
 type prefetchImage struct {
@@ -35,6 +36,7 @@ type prefetchEvent struct {
 	Error     string  `json:"error"`
 	Status    int     `json:"status"`    // the registry's, when it was the registry that refused
 	Challenge string  `json:"challenge"` // and its WWW-Authenticate
+	Pinned    bool    `json:"pinned"`
 	OK        bool    `json:"ok"`
 }
 
@@ -126,7 +128,7 @@ func (j *hostJob) answerChallenge(ctx context.Context, img *imageJob) error {
 
 // post sends one request and takes in the events of its answer.
 func (j *hostJob) post(ctx context.Context, names []string) error {
-	req := prefetchRequest{Platforms: j.platforms}
+	req := prefetchRequest{Platforms: j.platforms, Pin: j.pin}
 	for _, name := range names {
 		req.Images = append(req.Images, prefetchImage{Ref: name, Authorization: j.images[name].auth})
 	}
@@ -191,7 +193,7 @@ func (j *hostJob) take(e prefetchEvent) {
 		img.blobs[e.Digest] = true
 		img.result.From = img.result.From.plus(e.From)
 	case "done":
-		img.result.OK, img.result.Error = true, ""
+		img.result.OK, img.result.Error, img.result.Pinned = true, "", e.Pinned
 		img.result.Digest, img.result.Bytes, img.done = e.Digest, e.Bytes, e.Bytes
 	case "error":
 		img.result.Error = e.Error

@@ -11,7 +11,7 @@ import (
 )
 
 // report answers GET /v1/status[?digest=D...]: all blobs, or those asked for.
-func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.Ledger, seeders []seederStatus) {
+func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.Ledger, seeders []seederStatus, pins []pinStatus) {
 	var digests []digest.Digest
 	for _, text := range r.URL.Query()["digest"] {
 		parsed, err := registry.ParseDigest(text)
@@ -29,8 +29,9 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 		DataDir: d.dataDir, Zone: d.cli.String("zone"),
 		DefaultRegistry: d.cli.String("default-registry"), InsecureRegistries: d.insecure,
 		Seeders:        seeders,
-		Cache:          cacheStatus{Bytes: usage.Bytes, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions},
+		Cache:          cacheStatus{Bytes: usage.Bytes, Pinned: usage.Pinned, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions},
 		TorrentsActive: stats.Active,
+		Pins:           pins,
 		Blobs:          d.blobs(ledger, digests),
 	}
 	s.Totals.Received = sourcesOf(received)
@@ -53,12 +54,21 @@ func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobSta
 		b.Peers = len(d.swarm.Peers(r.Digest))
 		blobs = append(blobs, b)
 	}
+	pinned := make(map[digest.Digest]bool)
+	for _, p := range d.store.Pins() {
+		for _, b := range p.Blobs {
+			pinned[b] = true
+		}
+	}
 	for _, info := range d.store.Blobs() {
 		if !known[info.Digest] && (len(digests) == 0 || slices.Contains(digests, info.Digest)) {
 			blobs = append(blobs, blobStatus{
 				Digest: info.Digest.String(), Size: info.Size, Received: info.Size, State: "whole", Way: "cache", Started: info.Used,
 			})
 		}
+	}
+	for i, b := range blobs {
+		blobs[i].Pinned = pinned[digest.Digest(b.Digest)]
 	}
 	return blobs
 }

@@ -39,7 +39,7 @@ func runSeeder(c *cli.Context) error {
 		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
 	})
 	registerTracker(d.metrics, origin)
-	return d.run(origin, func(w http.ResponseWriter, r *http.Request) { d.report(w, r, origin.Ledger(), nil) })
+	return d.run(origin, func(w http.ResponseWriter, r *http.Request) { d.report(w, r, origin.Ledger(), nil, nil) })
 }
 
 // registerTracker offers the tracker's figures to Prometheus.

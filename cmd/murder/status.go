@@ -104,6 +104,9 @@ func (r statusReport) print(w io.Writer) error {
 		limit = "of " + bytesText(r.Cache.Limit)
 	}
 	fmt.Fprintf(t, "cache\t%s %s in %s, %d blobs, %d evicted\n", bytesText(r.Cache.Bytes), limit, r.DataDir, r.Cache.Blobs, r.Cache.Evictions)
+	if len(r.Pins) > 0 {
+		fmt.Fprintf(t, "pinned\t%s in %d images\n", bytesText(r.Cache.Pinned), len(r.Pins))
+	}
 	for _, s := range r.Seeders {
 		state := "answers"
 		if !s.OK {
@@ -114,7 +117,13 @@ func (r statusReport) print(w io.Writer) error {
 	fmt.Fprintf(t, "received\t%s\n", r.Totals.Received.orNothing())
 	fmt.Fprintf(t, "sent\t%s to peers, %s to clients\n", bytesText(r.Totals.Sent.Peer), bytesText(r.Totals.Sent.Client))
 	fmt.Fprintf(t, "swarms\t%d\n", r.TorrentsActive)
-	if err := t.Flush(); err != nil || len(r.Blobs) == 0 {
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(r.Pins) > 0 {
+		fmt.Fprintln(w)
+	}
+	if err := printPins(w, r.Pins); err != nil || len(r.Blobs) == 0 {
 		return err
 	}
 	t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
@@ -137,6 +146,9 @@ func (b blobStatus) row() string {
 	state := b.State
 	if state == "arriving" && b.Size > 0 {
 		state = fmt.Sprintf("arriving, %d%%", b.Received*100/b.Size)
+	}
+	if b.Pinned {
+		state += ", pinned"
 	}
 	took := "-"
 	if b.TookMS > 0 {

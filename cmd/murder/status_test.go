@@ -20,14 +20,15 @@ func testReport() statusReport {
 		Version: "1.0", Role: "mirror", Listen: "127.0.0.1:7080", PeerListen: "0.0.0.0:7081", DataDir: "/var/lib/murder/mirror", Zone: "a",
 		DefaultRegistry: "docker.io", TorrentsActive: 2,
 		Seeders: []seederStatus{{URL: "http://s1:7070", OK: true}, {URL: "http://s2:7070", Error: "connection refused"}},
-		Cache:   cacheStatus{Bytes: 30 << 20, Limit: 1 << 30, Blobs: 2, Evictions: 1},
+		Pins:    []pinStatus{{Image: "docker.io/library/app:1", Digest: digestOf("app"), Blobs: 4, Bytes: 20 << 20, Missing: []string{digestOf("lost")}}},
+		Cache:   cacheStatus{Bytes: 30 << 20, Pinned: 20 << 20, Limit: 1 << 30, Blobs: 2, Evictions: 1},
 	}
 	r.Totals.Received = sources{Peer: 20 << 20, Seeder: 10 << 20}
 	r.Totals.Sent.Peer = 5 << 20
 	blob := blobStatus{Registry: "docker.io", Repository: "library/app", State: "whole", Way: "swarm", Started: time.Unix(0, 0)}
 	config, layer, other := blob, blob, blob
 	config.Digest, config.Size, config.Way, config.From, config.Why = digestOf("config"), 1000, "seeder", sources{Seeder: 1000}, "blob too small for a swarm"
-	layer.Digest, layer.Size, layer.From, layer.TookMS = digestOf("layer"), 20<<20, sources{Peer: 20 << 20}, 1234
+	layer.Digest, layer.Size, layer.From, layer.TookMS, layer.Pinned = digestOf("layer"), 20<<20, sources{Peer: 20 << 20}, 1234, true
 	other.Digest, other.Size, other.Received, other.State = digestOf("other"), 400, 100, "arriving"
 	r.Blobs = []blobStatus{config, layer, other}
 	return r
@@ -78,10 +79,13 @@ func TestStatus(t *testing.T) {
 	for _, line := range []string{
 		"mirror    1.0 at 127.0.0.1:7080, peers at 0.0.0.0:7081\n",
 		"cache     30 MiB of 1.0 GiB in /var/lib/murder/mirror, 2 blobs, 1 evicted\n",
+		"pinned    20 MiB in 1 images\n",
+		"docker.io/library/app:1  " + shortDigest(digestOf("app")) + "  4      20 MiB  ",
+		"1 blobs LOST",
 		"seeder    http://s1:7070 answers\n",
 		"seeder    http://s2:7070 DOES NOT ANSWER: connection refused\n",
 		"received  20 MiB from peers, 10 MiB from the seeder\n",
-		shortDigest(digestOf("layer")) + "  20 MiB  whole          20 MiB  0 B     0 B       1.23s  docker.io/library/app  -\n",
+		shortDigest(digestOf("layer")) + "  20 MiB  whole, pinned  20 MiB  0 B     0 B       1.23s  docker.io/library/app  -\n",
 		shortDigest(digestOf("other")) + "  400 B   arriving, 25%  0 B ",
 		"docker.io/library/app  blob too small for a swarm\n",
 	} {
@@ -127,9 +131,9 @@ func TestStatusOfImage(t *testing.T) {
 	}
 	for _, line := range []string{
 		privateImage + " for " + runtime.GOOS + "/" + runtime.GOARCH + " is " + digestOf(manifest) + "\n",
-		"config  " + shortDigest(digestOf("config")) + "  1000 B   whole     0 B     1000 B  0 B       -      blob too small for a swarm\n",
-		"layer   " + shortDigest(digestOf("layer")) + "  20 MiB   whole     20 MiB  0 B     0 B       1.23s  -\n",
-		"layer   " + shortDigest(digestOf("far away")) + "  4.9 KiB  not here  -       -       -         -      -\n",
+		"config  " + shortDigest(digestOf("config")) + "  1000 B   whole          0 B     1000 B  0 B       -      blob too small for a swarm\n",
+		"layer   " + shortDigest(digestOf("layer")) + "  20 MiB   whole, pinned  20 MiB  0 B     0 B       1.23s  -\n",
+		"layer   " + shortDigest(digestOf("far away")) + "  4.9 KiB  not here       -       -       -         -      -\n",
 	} {
 		if !strings.Contains(stdout, line) {
 			t.Errorf("stdout lacks %q:\n%s", line, stdout)
