@@ -141,6 +141,7 @@ func (s *Store) openPartial(d digest.Digest, size int64, origin string) (*Partia
 		case p == nil:
 			a, err := s.openArrival(d, size, origin)
 			if err != nil {
+				s.ail(err)
 				return nil, fmt.Errorf("open partial blob %s: %w", d, err)
 			}
 			return s.startPartial(a)

@@ -14,12 +14,13 @@ type Content struct {
 
 	size    int64
 	section func(ctx context.Context, off, n int64) io.Reader
+	given   io.ReaderAt // what section has given out
 	closers []io.Closer
 }
 
 // Content serves b, and closes it in the end.
 func (b *Blob) Content() *Content {
-	return &Content{size: b.Size(), closers: []io.Closer{b}, section: func(_ context.Context, off, n int64) io.Reader {
+	return &Content{size: b.Size(), given: b, closers: []io.Closer{b}, section: func(_ context.Context, off, n int64) io.Reader {
 		if _, err := b.File().Seek(off, io.SeekStart); err != nil {
 			return failing{err}
 		}
@@ -31,8 +32,9 @@ func (b *Blob) Content() *Content {
 func (p *Partial) Content() *Content {
 	c := &Content{size: p.Size()}
 	c.section = func(ctx context.Context, off, n int64) io.Reader {
-		r := p.NewReader(ctx, off, n)
+		r := p.newReader(ctx, off, n)
 		c.closers = append(c.closers, r)
+		c.given = r
 		return r
 	}
 	return c
@@ -45,6 +47,9 @@ func (c *Content) Size() int64 { return c.size }
 func (c *Content) Section(ctx context.Context, off, n int64) io.Reader {
 	return Limited(ctx, c.section(ctx, off, n), c.Limit)
 }
+
+// ReadAt reads again what the latest Section has given out: the very same bytes, or an error.
+func (c *Content) ReadAt(b []byte, off int64) (int, error) { return c.given.ReadAt(b, off) }
 
 // Close ends the serving.
 func (c *Content) Close() error {

@@ -58,6 +58,15 @@ func diskFree(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
+// device returns the device that path lies on.
+func device(path string) (uint64, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return uint64(st.Dev), nil
+}
+
 // lock takes f for this process, until f is closed. It returns errLocked when another
 // process has it.
 func lock(f *os.File) error {

@@ -98,8 +98,11 @@ func (s *Store) drop(e *entry) {
 
 // unlink removes what the disk has of a blob that was dropped. s.names is held.
 func (s *Store) unlink(d digest.Digest) error {
+	if err := errors.Join(remove(s.torrentPath(d)), remove(s.blobPath(d))); err != nil {
+		return err
+	}
 	s.index.remove(d)
-	return errors.Join(remove(s.torrentPath(d)), remove(s.blobPath(d)))
+	return nil
 }
 
 // forget drops a blob whose file somebody else has removed.
@@ -207,16 +210,30 @@ func (s *Store) evict() bool {
 	default:
 		return false
 	}
+	if err != nil {
+		s.ail(fmt.Errorf("evict blob %s: %w", d, err))
+		if e != nil {
+			s.putBack(e)
+		}
+		return false // a disk that is read-only gives no room, however many are tried
+	}
 	s.log.Debug("evicted", "digest", d, "whole", e != nil)
 	if e != nil && s.onEvict != nil {
 		s.told.put(d)
 	}
-	if err != nil {
-		// It is not counted any more, so that the next one goes: the next
-		// OpenStore finds it again.
-		s.log.Error("evicted blob could not be removed", "digest", d, "err", err)
-	}
 	return true
+}
+
+// putBack undoes victim for a blob that the disk does not let go of. Another is tried
+// next time. s.names is held.
+func (s *Store) putBack(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.evictions--
+	s.blobs[e.digest] = e
+	s.bytes += e.size
+	s.space.gained(-e.size)
+	e.gone, e.elem = false, s.idle.PushFront(e)
 }
 
 // victim takes what is to be evicted next out of the maps: an entry, a rest, or

@@ -80,7 +80,7 @@ func (p *Partial) feed(next section) error {
 	b := (*buf)[:min(next.n, int64(len(*buf)))]
 	if n, err := p.file.ReadAt(b, next.off); n < len(b) {
 		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
+			err = errLost
 		}
 		return fmt.Errorf("read back blob %s at %d: %w", p.digest, next.off, err)
 	}
@@ -253,19 +253,31 @@ func (s *Store) release(p *Partial, a *arrival, err error) {
 	switch {
 	case err == nil:
 		unlinkErr = s.unlinkBeside(p.digest)
-	case errors.Is(err, ErrMismatch):
+	case p.isUseless(err):
 		unlinkErr = s.unlinkPartial(p.digest)
 	}
-	if unlinkErr != nil {
+	if unlinkErr != nil && !DiskFailed(err) {
 		s.log.Error("partial blob could not be removed", "digest", p.digest, "err", unlinkErr)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.partials, p.digest)
 	switch {
-	case errors.Is(err, ErrMismatch):
+	case p.isUseless(err):
 		s.arriving -= a.received
 	case err != nil:
 		s.rests[p.digest] = &rest{digest: p.digest, bytes: a.received, since: time.Now(), arrival: a}
+	}
+}
+
+// isUseless tells whether nobody should go on with what is left by a Partial that ended
+// with err: it is wrong, or the disk did not take all of it. That makes room on a full disk,
+// and leaves the bytes as they are for those who still read the file.
+func (p *Partial) isUseless(err error) bool {
+	select {
+	case <-p.verified:
+		return errors.Is(err, ErrMismatch)
+	default:
+		return errors.Is(err, ErrMismatch) || DiskFailed(err)
 	}
 }

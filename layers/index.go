@@ -27,6 +27,7 @@ type index struct {
 	path    string
 	tempDir string
 	log     *slog.Logger
+	failed  func(error)   // is told when the file could not be written
 	changed chan struct{} // holds one token while there is something to write
 
 	writing sync.Mutex // held for a whole write, so that no older state is renamed over a newer one
@@ -159,7 +160,8 @@ func (x *index) run(stop <-chan struct{}) {
 		}
 		start := time.Now()
 		if err := x.write(); err != nil {
-			x.log.Error("index could not be written", "path", x.path, "err", err)
+			x.failed(err)
+			time.AfterFunc(watchEvery, x.again) // the disk may be well then
 		}
 		// At most a twentieth of the time goes into writing.
 		select {
@@ -168,6 +170,13 @@ func (x *index) run(stop <-chan struct{}) {
 		case <-time.After(max(100*time.Millisecond, 20*time.Since(start))):
 		}
 	}
+}
+
+// again has the index written although it has not changed.
+func (x *index) again() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.touch()
 }
 
 // write writes index.json if it is not on disk as it is.

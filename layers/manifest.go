@@ -95,14 +95,17 @@ func (s *Store) putBlob(d digest.Digest, content []byte) (*entry, error) {
 	err := s.makeSpace(int64(len(content)))
 	s.names.Unlock()
 	if err != nil {
+		s.ail(err)
 		return nil, err
 	}
 	temp, err := writeTemp(s.partialDir(), content)
 	if err != nil {
+		s.ail(err)
 		return nil, err
 	}
 	e, err := s.adopt(d, int64(len(content)), temp, 0)
 	if err != nil {
+		s.ail(err)
 		os.Remove(temp)
 	}
 	return e, err
@@ -128,8 +131,9 @@ func (s *Store) adopt(d digest.Digest, size int64, path string, arrived int64) (
 	}
 	if err := syncDir(dir); err != nil {
 		// The blob is there; a power failure now may cost it.
-		s.log.Warn("blob's name may not be on disk", "digest", d, "err", err)
+		s.ail(fmt.Errorf("name of blob %s may not be on disk: %w", d, err))
 	}
+	s.works()
 	return e, nil
 }
 

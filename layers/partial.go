@@ -340,8 +340,8 @@ func (p *Partial) Progress() <-chan struct{} {
 }
 
 // Fail ends the Partial: readers get err. What is on disk stays, and the next
-// Store.Partial goes on with it; but with an ErrMismatch it is deleted, metainfo
-// included. It does nothing once the whole digest has been found right, nor a
+// Store.Partial goes on with it; but with an ErrMismatch, or an error that is DiskFailed,
+// it is deleted, metainfo included. It does nothing once the whole digest has been found right, nor a
 // second time.
 func (p *Partial) Fail(err error) {
 	p.mu.Lock()
@@ -367,6 +367,9 @@ func (p *Partial) end(err error) {
 		return
 	}
 	p.err, p.ended = err, true
+	if DiskFailed(err) {
+		p.store.ail(err)
+	}
 	if p.made != nil && err != nil {
 		p.made.Fail(err)
 	}

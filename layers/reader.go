@@ -22,6 +22,10 @@ const maxSpan = 4 << 20
 // and lets a TCP connection take the bytes by sendfile. It must be closed; while it
 // is open the blob, once whole, is not evicted.
 func (p *Partial) NewReader(ctx context.Context, off, n int64) io.ReadCloser {
+	return p.newReader(ctx, off, n)
+}
+
+func (p *Partial) newReader(ctx context.Context, off, n int64) *reader {
 	r := &reader{p: p, ctx: ctx, start: off, off: off, end: off + n, seen: off}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,6 +108,21 @@ func copySome(w io.Writer, f *os.File, n int64) (int64, error) {
 	return io.CopyBuffer(w, some, *buf)
 }
 
+// ReadAt reads again what has been given out, also when the Partial has failed. It returns
+// ErrMismatch once some of that was found wrong: then other bytes may lie there now.
+func (r *reader) ReadAt(b []byte, off int64) (int, error) {
+	if r.file == nil {
+		return 0, r.readError(io.EOF)
+	}
+	n, err := r.file.ReadAt(b, off)
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	if r.err != nil {
+		return 0, r.err
+	}
+	return n, err
+}
+
 // advance notes that n bytes have been given out.
 func (r *reader) advance(n int64) {
 	r.p.mu.Lock()
@@ -114,7 +133,7 @@ func (r *reader) advance(n int64) {
 // readError is what a failed read from the file ends with.
 func (r *reader) readError(err error) error {
 	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF // bytes that were here are not
+		err = errLost
 	}
 	return fmt.Errorf("read blob %s at %d: %w", r.p.digest, r.off, err)
 }

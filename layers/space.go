@@ -95,6 +95,7 @@ func (s *Store) watch() {
 			return
 		case <-tick.C:
 		}
+		s.restore()
 		lacks := s.space.lacks(0)
 		s.mu.Lock()
 		s.short = lacks

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // smallDisk is a folder on a disk of its own of size bytes.
@@ -122,4 +124,81 @@ func TestBlobAboveFreeSpace(t *testing.T) {
 	if _, ok := s.Stat(d); !ok {
 		t.Error("a blob was evicted for nothing")
 	}
+}
+
+// A store whose disk is unmounted fills not the disk below, and goes on when it is back,
+// with what lies there.
+func TestDiskIsUnmounted(t *testing.T) {
+	dir := smallDisk(t, "16m")
+	below := t.TempDir() // another mount of the disk, to look at it and to mount it again
+	if err := syscall.Mount(dir, below, "", syscall.MS_BIND, ""); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(below, syscall.MNT_DETACH) })
+	s, log := openLogged(t, StoreConfig{Dir: dir + "/cache"})
+	d := put(t, s, content(1, 1000))
+	if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store notices", func() bool { return log.lines("cache fails") == 1 })
+	b := content(2, 1000)
+	if _, err := s.Partial(sha256Of(b), 1000, "registry.test"); !DiskFailed(err) {
+		t.Errorf("Partial without a disk = %v", err)
+	}
+	if _, err := s.Open(d); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Open without a disk = %v", err)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 0 {
+		t.Errorf("the disk below has %v, %v", list, err)
+	}
+	if err := syscall.Mount(below, dir, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store finds what it had", func() bool { _, ok := s.Stat(d); return ok })
+	put(t, s, b)
+}
+
+// A disk that is read-only takes nothing, gives what it has, and costs nothing of it.
+func TestReadOnlyDisk(t *testing.T) {
+	dir := smallDisk(t, "16m")
+	s, log := openLogged(t, StoreConfig{Dir: dir, Limit: 10_000})
+	var kept []digest.Digest
+	for i := range 5 {
+		kept = append(kept, put(t, s, content(uint64(i), 1000)))
+	}
+	if err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	remount := func(flags uintptr) error { return syscall.Mount("", dir, "", syscall.MS_REMOUNT|flags, "size=16m") }
+	eventually(t, "nothing is written any more", func() bool { return remount(syscall.MS_RDONLY) == nil })
+	for i := range 20 {
+		b := content(uint64(100+i), 1000)
+		if _, err := s.Partial(sha256Of(b), 1000, "registry.test"); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("Partial on a read-only disk = %v", err)
+		}
+	}
+	s.mu.Lock()
+	s.limit = 1000 // as if more had come in
+	s.mu.Unlock()
+	s.trim()
+	left := 0
+	for _, d := range kept {
+		if b, err := s.Open(d); err == nil {
+			left++
+			b.Close()
+		}
+	}
+	if left < 4 {
+		t.Errorf("%d of 5 blobs are left, though nothing can be removed", left)
+	}
+	if n := log.lines("level=ERROR"); n != 1 {
+		t.Errorf("%d lines in the log, want one", n)
+	}
+	s.mu.Lock()
+	s.limit = 10_000
+	s.mu.Unlock()
+	if err := remount(0); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, content(200, 1000))
 }

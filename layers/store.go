@@ -74,6 +74,10 @@ type Store struct {
 	index   *index
 	locked  *os.File // held open while the folder is ours; nil if it could not be
 
+	mount    string // point that the folder lies on
+	vanished bool   // the folder is gone; only watch looks
+	trouble  trouble
+
 	space *space // on the disk
 
 	// pinning is held while pins change, until the disk has the change. It is taken
@@ -146,10 +150,14 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	if err == nil {
 		err = s.loadPins()
 	}
+	if err == nil {
+		s.mount, err = mountOf(s.dir)
+	}
 	if err != nil {
 		s.unlock()
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	s.index.failed = s.ail
 	s.running.Go(func() { s.index.run(s.stop) })
 	if s.onEvict != nil {
 		s.running.Go(s.tell)
@@ -173,6 +181,7 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) {
 			s.forget(e) // somebody tidied up
 			return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
 		}
+		s.ail(err)
 		return nil, err
 	}
 	s.use(e)
@@ -300,7 +309,7 @@ func (s *Store) Blobs() []BlobInfo {
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions}
+	return Usage{Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions, Failures: s.failures()}
 }
 
 // Close fails what is arriving with ErrClosed (it can be resumed by the next
@@ -365,4 +374,5 @@ type Usage struct {
 	Limit     int64 // bytes; 0 is no limit
 	Blobs     int   // whole blobs
 	Evictions int64 // blobs removed to make room since OpenStore
+	Failures  int64 // of the disk since OpenStore
 }

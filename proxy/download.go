@@ -69,7 +69,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 		return nil, err
 	}
 	if err != nil {
-		m.cfg.Log.Error("blob not cached", "digest", req.Digest, "err", err)
+		m.cfg.Log.Debug("blob not cached", "digest", req.Digest, "err", err) // the store says so once
 		if d.seeder == nil {
 			return nil, registry.PassOn(m.ctx, m.upstream, req, d.first.body, d.first.off, size, err)
 		}
@@ -97,7 +97,7 @@ func (d *download) settleSpace() error {
 	case <-d.partial.Reserved():
 	case <-time.After(spacePatience):
 	}
-	if err := d.partial.Err(); diskFailed(err) {
+	if err := d.partial.Err(); layers.DiskFailed(err) {
 		return err
 	}
 	return nil
@@ -192,7 +192,7 @@ func (d *download) run() {
 	if errors.Is(err, layers.ErrMismatch) {
 		m.suspects.add(p.Digest())
 	}
-	if diskFailed(err) {
+	if layers.DiskFailed(err) {
 		m.uncached.add(p.Digest())
 	}
 	m.flights.End(p.Digest())
@@ -203,6 +203,10 @@ func (d *download) run() {
 		"dur", time.Duration(record.TookMS)*time.Millisecond)
 	if m.ctx.Err() != nil && err != nil {
 		log.Info("blob left half done")
+		return
+	}
+	if layers.DiskFailed(err) {
+		log.Debug("blob not cached", "err", err) // the store says so once
 		return
 	}
 	if err != nil {
@@ -257,7 +261,7 @@ func (d *download) bring() error {
 		switch {
 		case err == nil:
 			return nil
-		case d.over(), diskFailed(err):
+		case d.over(), layers.DiskFailed(err):
 			return err
 		case !errors.Is(err, errSkip):
 			last = err

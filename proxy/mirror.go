@@ -12,6 +12,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -168,10 +169,10 @@ func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.O
 		return nil, err
 	}
 	if blob != nil {
-		return &pulled{blob.Content(), func() { m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun) }}, nil
+		return &pulled{m.carried(req, blob.Content()), func(bool) { m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun) }}, nil
 	}
-	return &pulled{d.partial.Content(), func() {
-		if err := d.partial.Err(); err != nil {
+	return &pulled{m.carried(req, d.partial.Content()), func(carried bool) {
+		if err := d.partial.Err(); err != nil && !carried {
 			m.cfg.Metrics.failed(err)
 			return
 		}
@@ -179,15 +180,29 @@ func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.O
 	}}, nil
 }
 
+// carried serves content of the cache, and goes on past it where the disk fails.
+func (m *Mirror) carried(req registry.Request, content *layers.Content) *registry.Carried {
+	return &registry.Carried{
+		Readable: content, Digest: req.Digest, Lost: layers.DiskFailed,
+		From: func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+			return m.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
+		},
+		OnCarry: func(err error) {
+			m.fellBack(whyNoCache)
+			m.cfg.Log.Debug("blob goes on past the cache", "digest", req.Digest, "err", err) // the store says so once
+		},
+	}
+}
+
 // pulled is content that is counted when it has been served.
 type pulled struct {
-	*layers.Content
-	done func()
+	*registry.Carried
+	done func(carried bool)
 }
 
 func (p *pulled) Close() error {
-	p.done()
-	return p.Content.Close()
+	p.done(p.Over())
+	return p.Carried.Close()
 }
 
 // acquire returns a blob for a caller whom the registry admits to it: whole,
@@ -205,7 +220,6 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			return blob, nil, nil
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
-			m.cfg.Log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
 			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
 		d, joined, err := m.flights.Join(ctx, req.Digest, req.Asker(), func() (*download, error) { return m.begin(req) })

@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -45,13 +44,3 @@ func (s *shunned) has(d digest.Digest) bool {
 
 // errCacheFailed is why a blob goes past the cache.
 var errCacheFailed = errors.New("the disk did not take it a moment ago")
-
-// diskFailed tells a failure of our disk from one of the network.
-func diskFailed(err error) bool {
-	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.EFBIG} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}

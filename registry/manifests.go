@@ -120,7 +120,7 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 		name = req.Repo.String() + ":" + req.Tag
 	}
 	if err := m.Store.PutManifest(desc, content, name); err != nil {
-		m.Log.Warn("manifest not cached", "digest", desc.Digest, "err", err)
+		m.Log.Debug("manifest not cached", "digest", desc.Digest, "err", err)
 	}
 	for _, name := range m.names(req.Repo, desc.Digest) {
 		m.Store.NameManifest(desc.Digest, name)

@@ -3,6 +3,7 @@ package seeder
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 
@@ -53,18 +54,25 @@ func (b *backend) OpenBlob(ctx context.Context, req registry.Request) (registry.
 	if err != nil {
 		return nil, err
 	}
-	return b.content(blob, fetch), nil
+	return b.content(req, blob, fetch), nil
 }
 
-// content serves what acquire has returned.
-func (b *backend) content(blob *layers.Blob, fetch *fetch) (content *layers.Content) {
+// content serves what acquire has returned, and goes on past the cache where the disk
+// fails.
+func (b *backend) content(req registry.Request, blob *layers.Blob, fetch *fetch) *registry.Carried {
+	var content *layers.Content
 	if blob != nil {
 		content = blob.Content()
 	} else {
 		content = fetch.partial.Content()
 	}
 	content.Limit = b.upload
-	return content
+	return &registry.Carried{
+		Readable: content, Digest: req.Digest, Lost: layers.DiskFailed,
+		From: func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+			return b.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
+		},
+	}
 }
 
 func (b *backend) Relay(ctx context.Context, req registry.Request, end string, query url.Values) (*http.Response, error) {

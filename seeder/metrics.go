@@ -10,7 +10,6 @@ import (
 // Metrics are the events that a seeder counts.
 type Metrics struct {
 	authorizations *prometheus.CounterVec
-	cacheErrors    prometheus.Counter
 }
 
 // NewMetrics registers them with reg.
@@ -20,9 +19,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		authorizations: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "murder_authorizations_total", Help: "Questions to registries whether a caller may read, by result.",
 		}, []string{"result"}),
-		cacheErrors: auto.NewCounter(prometheus.CounterOpts{
-			Name: "murder_cache_errors_total", Help: "Blobs that the cache could not take and that were passed through.",
-		}),
 	}
 	for _, result := range registry.Answers { // there from the start, for rates
 		m.authorizations.WithLabelValues(result)
@@ -31,4 +27,3 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
-func (m *Metrics) cacheError()              { m.cacheErrors.Inc() }

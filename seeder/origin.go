@@ -27,7 +27,6 @@ type origin struct {
 	grants   *registry.Grants
 	shared   *layers.Shared
 	ledger   *layers.Ledger
-	metrics  *Metrics
 	download *rate.Limiter
 	log      *slog.Logger
 	key      [32]byte // of the names of draft swarms
@@ -48,7 +47,7 @@ const maxTries = 4
 func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
 	o := &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
-		ledger: layers.NewLedger(), metrics: cfg.Metrics, download: cfg.Download, log: cfg.Log,
+		ledger: layers.NewLedger(), download: cfg.Download, log: cfg.Log,
 	}
 	rand.Read(o.key[:])
 	return o
@@ -79,7 +78,6 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 			return blob, nil, nil
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
-			o.log.Error("blob in the cache cannot be read", "digest", req.Digest, "err", err)
 			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
 		f, joined, err := o.flights.Join(ctx, req.Digest, req.Asker(), func() (*fetch, error) { return o.begin(req) })
@@ -127,8 +125,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		return nil, err
 	}
 	if err != nil {
-		o.metrics.cacheError()
-		o.log.Error("blob not cached", "digest", req.Digest, "err", err)
+		o.log.Debug("blob not cached", "digest", req.Digest, "err", err) // the store says so once
 		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, err)
 	}
 	o.grants.Began(req)
@@ -187,6 +184,8 @@ func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 	switch {
 	case err == nil:
 		log.Info("blob fetched")
+	case layers.DiskFailed(err):
+		log.Debug("blob not cached", "err", err) // the store says so once
 	case o.ctx.Err() != nil:
 		log.Info("blob left half done")
 	default:

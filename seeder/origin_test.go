@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -97,6 +98,32 @@ func TestPassesThrough(t *testing.T) {
 	}
 	s.pull(t, "app", d, "").mustBe(t, b)
 	s.request(t, "GET", torrentPath("app", d), "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
+}
+
+// A disk that fails in the middle of a blob cuts no client.
+func TestDiskFailsInMidBlob(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	s := newSeeder(t, up)
+	b := random(big, 32)
+	d := up.Push(t, "app", false, b)
+	held, hold := make(chan struct{}), make(chan struct{})
+	up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Held: held, Hold: hold})
+	pulled := make(chan answer, 1)
+	go func() { pulled <- s.pull(t, "app", d, "") }()
+	wait(t, "registry waits", held)
+	p, err := s.store.Partial(d, big, up.Host) // the one that arrives
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "some has come", func() bool { return p.Prefix() >= 1<<20 })
+	p.Fail(syscall.ENOSPC)
+	close(hold)
+	(<-pulled).mustBe(t, b)
+	if s.store.Usage().Failures == 0 {
+		t.Error("no failure of the disk was counted")
+	}
+	s.pull(t, "app", d, "").mustBe(t, b)
 }
 
 // Strangers in any number do not push those out in whose name a fetch goes on.

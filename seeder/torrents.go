@@ -62,7 +62,7 @@ func (s *Seeder) torrent(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.Header().Set("Docker-Content-Digest", req.Digest.String())
-	content := s.backend.content(blob, fetch)
+	content := s.backend.content(req, blob, fetch)
 	defer content.Close()
 	switch {
 	case query.draft && content.Size() < layers.SmallBlob:
@@ -137,7 +137,7 @@ func (f flushing) Flush() { f.controller.Flush() }
 
 // sendBlob sends a small blob, which is not worth another question. The header goes
 // first: a connection that is cut before tells the mirror that the seeder is ill.
-func (s *Seeder) sendBlob(w http.ResponseWriter, r *http.Request, content *layers.Content) {
+func (s *Seeder) sendBlob(w http.ResponseWriter, r *http.Request, content *registry.Carried) {
 	w.Header().Set("Content-Type", blobType)
 	w.Header().Set("Content-Length", strconv.FormatInt(content.Size(), 10))
 	http.NewResponseController(w).Flush()

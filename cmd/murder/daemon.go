@@ -226,6 +226,7 @@ func (d *daemon) register(p part) {
 	gauge("murder_cache_bytes", "Bytes of whole blobs in the cache.", func() int64 { return d.store.Usage().Bytes })
 	gauge("murder_cache_pinned_bytes", "Bytes of whole blobs in the cache that pins keep.", func() int64 { return d.store.Usage().Pinned })
 	gauge("murder_cache_limit_bytes", "Bytes that the cache may hold; 0 is no limit.", func() int64 { return d.store.Usage().Limit })
+	counter("murder_cache_errors_total", "Failures of the disk below the cache; what it did not take or give went past it.", "", "", func() int64 { return d.store.Usage().Failures })
 	counter("murder_cache_evictions_total", "Blobs that left the cache to make room.", "", "", func() int64 { return d.store.Usage().Evictions })
 	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
