@@ -141,7 +141,9 @@ func (s *Store) openPartial(d digest.Digest, size int64, origin string) (*Partia
 		case p == nil:
 			a, err := s.openArrival(d, size, origin)
 			if err != nil {
-				s.ail(err)
+				if DiskFailed(err) {
+					s.ail(err)
+				}
 				return nil, fmt.Errorf("open partial blob %s: %w", d, err)
 			}
 			return s.startPartial(a)
@@ -228,7 +230,7 @@ func (s *Store) openArrival(d digest.Digest, size int64, origin string) (*arriva
 
 // create begins an arrival with an empty file.
 func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, error) {
-	if err := s.weighPins(); err != nil {
+	if err := errors.Join(s.weighPins(), s.fits(size)); err != nil {
 		return nil, err
 	}
 	if err := s.makeSpace(size); err != nil {

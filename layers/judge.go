@@ -180,7 +180,7 @@ func (p *Partial) goBy(t *Torrent, turn int, grows bool) {
 	p.moved.fire() // the end of a range waits for this, see vouchedFor
 	p.mu.Unlock()
 	if err := p.save(t); err != nil {
-		p.store.log.Warn("metainfo could not be saved", "digest", p.digest, "err", err)
+		p.store.ail(err)
 	}
 }
 

@@ -16,6 +16,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// ErrFull: with the blobs that arrive at this moment the store would hold more than its
+// limit, and none of the others may go.
+var ErrFull = errors.New("cache is full of blobs in use")
+
 // ErrPinsFill: the blobs of pinned images reach the store's limit by themselves, so that
 // nothing else is taken.
 var ErrPinsFill = errors.New("pinned images alone fill the cache")

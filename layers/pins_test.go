@@ -228,3 +228,43 @@ func FuzzParsePins(f *testing.F) {
 		}
 	})
 }
+
+// However many blobs arrive at the same time, the limit is kept to within one of them.
+func TestLimitWhileManyArrive(t *testing.T) {
+	s := openStore(t, StoreConfig{Limit: 5000})
+	old := put(t, s, content(99, 1000))
+	var taken []*Partial
+	refused := 0
+	for i := range 10 {
+		b := content(uint64(i), 2000)
+		p, err := s.Partial(sha256Of(b), 2000, "registry.test")
+		if errors.Is(err, ErrFull) {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Append(b[:1999]); err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, p)
+	}
+	if u := s.Usage(); u.Bytes+u.Arriving > 5000+2000 || len(taken) != 2 || refused != 8 {
+		t.Errorf("%d taken, %d refused, Usage = %+v", len(taken), refused, u)
+	}
+	if _, ok := s.Stat(old); !ok {
+		t.Error("an idle blob went for blobs that fit beside it")
+	}
+	for i, p := range taken {
+		if err := p.Append(content(uint64(i), 2000)[1999:]); err != nil {
+			t.Fatal(err)
+		}
+		await(t, p.atRest)
+	}
+	put(t, s, content(50, 9000)) // alone, any blob may
+	put(t, s, content(51, 100))
+	if u := s.Usage(); u.Bytes > 5000 {
+		t.Errorf("Usage = %+v", u)
+	}
+}

@@ -73,6 +73,25 @@ func (s *Store) makeSpace(n int64) error {
 	return nil
 }
 
+// fits returns ErrFull if a blob of n bytes would take the store above its limit together
+// with those that are arriving. One at a time may in any case: the limit is kept to within
+// one blob.
+func (s *Store) fits(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limit == 0 || s.takeAll || len(s.partials) == 0 {
+		return nil
+	}
+	over := s.bytes + n - s.limit
+	for _, p := range s.partials {
+		over += p.size
+	}
+	if over > 0 && s.idleBytes(over) < over {
+		return fmt.Errorf("%w: no room for %d bytes within %d", ErrFull, n, s.limit)
+	}
+	return nil
+}
+
 // idleBytes returns how many bytes could be evicted, counting no further than enough.
 // s.mu is held.
 func (s *Store) idleBytes(enough int64) (n int64) {

@@ -47,8 +47,12 @@ type StoreConfig struct {
 	// Limit is how many bytes of blobs are kept; 0 is no limit. The least
 	// recently used goes first, and never one that is open or pinned. What arrives
 	// counts too, and the limit is kept to within one blob. Once pins alone reach it
-	// no blob is taken (ErrPinsFill).
+	// no blob is taken (ErrPinsFill), and none that would take it further above while
+	// others arrive (ErrFull).
 	Limit int64
+	// TakeAll lets what arrives at the same time exceed Limit for so long, instead of
+	// ErrFull: whom a seeder turns away goes to the registry, and that may be a fleet.
+	TakeAll bool
 	// MinFree is how many bytes of the disk are left free, whoever fills it: idle
 	// blobs go, and what is new is refused with ENOSPC. 0 is down to the last byte.
 	MinFree int64
@@ -69,6 +73,7 @@ type StoreConfig struct {
 type Store struct {
 	dir     string
 	limit   int64
+	takeAll bool
 	log     *slog.Logger
 	onEvict func(digest.Digest)
 	index   *index
@@ -131,6 +136,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	s := &Store{
 		dir:      cfg.Dir,
 		limit:    cfg.Limit,
+		takeAll:  cfg.TakeAll,
 		log:      cfg.Log,
 		onEvict:  cfg.OnEvict,
 		told:     evictions{ready: make(chan struct{}, 1)},
@@ -274,7 +280,7 @@ func (s *Store) hash(d digest.Digest) (*Metainfo, error) {
 		return nil, fmt.Errorf("hash blob %s: %w", d, err)
 	}
 	if err := writeFile(s.partialDir(), s.torrentPath(d), m.Bytes()); err != nil {
-		s.log.Warn("metainfo could not be saved", "digest", d, "err", err)
+		s.ail(fmt.Errorf("save metainfo of %s: %w", d, err))
 	}
 	return m, nil
 }

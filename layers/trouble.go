@@ -46,7 +46,7 @@ type trouble struct {
 func (s *Store) ail(err error) {
 	now := time.Now()
 	s.trouble.mu.Lock()
-	first := s.trouble.since.IsZero() && !errors.Is(err, ErrPinsFill) // which is no fault of the disk, and has its own line
+	first := s.trouble.since.IsZero()
 	s.trouble.errors++
 	s.trouble.last = now
 	if first {

@@ -199,6 +199,7 @@ type cacheStatus struct {
 	Limit     int64 `json:"limit"`
 	Blobs     int64 `json:"blobs"`
 	Evictions int64 `json:"evictions"`
+	Failures  int64 `json:"failures"` // of the disk, since the daemon started
 }
 
 // totalsStatus counts bytes since the daemon started.

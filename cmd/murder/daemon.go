@@ -95,7 +95,7 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
 	}
-	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, MinFree: minFree, Log: d.log, OnEvict: d.evicted})
+	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, MinFree: minFree, TakeAll: role == "seeder", Log: d.log, OnEvict: d.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}

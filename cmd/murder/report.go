@@ -29,7 +29,7 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 		DataDir: d.dataDir, Zone: d.cli.String("zone"),
 		DefaultRegistry: d.cli.String("default-registry"), InsecureRegistries: d.insecure,
 		Seeders:        seeders,
-		Cache:          cacheStatus{Bytes: usage.Bytes, Pinned: usage.Pinned, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions},
+		Cache:          cacheStatus{Bytes: usage.Bytes, Pinned: usage.Pinned, Limit: usage.Limit, Blobs: int64(usage.Blobs), Evictions: usage.Evictions, Failures: usage.Failures},
 		TorrentsActive: stats.Active,
 		Pins:           pins,
 		Blobs:          d.blobs(ledger, digests),

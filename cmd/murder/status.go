@@ -104,6 +104,9 @@ func (r statusReport) print(w io.Writer) error {
 		limit = "of " + bytesText(r.Cache.Limit)
 	}
 	fmt.Fprintf(t, "cache\t%s %s in %s, %d blobs, %d evicted\n", bytesText(r.Cache.Bytes), limit, r.DataDir, r.Cache.Blobs, r.Cache.Evictions)
+	if r.Cache.Failures > 0 {
+		fmt.Fprintf(t, "disk\tFAILED %d times, pulls went past the cache: see the log\n", r.Cache.Failures)
+	}
 	if len(r.Pins) > 0 {
 		fmt.Fprintf(t, "pinned\t%s in %d images\n", bytesText(r.Cache.Pinned), len(r.Pins))
 	}

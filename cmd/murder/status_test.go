@@ -21,7 +21,7 @@ func testReport() statusReport {
 		DefaultRegistry: "docker.io", TorrentsActive: 2,
 		Seeders: []seederStatus{{URL: "http://s1:7070", OK: true}, {URL: "http://s2:7070", Error: "connection refused"}},
 		Pins:    []pinStatus{{Image: "docker.io/library/app:1", Digest: digestOf("app"), Blobs: 4, Bytes: 20 << 20, Missing: []string{digestOf("lost")}}},
-		Cache:   cacheStatus{Bytes: 30 << 20, Pinned: 20 << 20, Limit: 1 << 30, Blobs: 2, Evictions: 1},
+		Cache:   cacheStatus{Bytes: 30 << 20, Pinned: 20 << 20, Limit: 1 << 30, Blobs: 2, Evictions: 1, Failures: 3},
 	}
 	r.Totals.Received = sources{Peer: 20 << 20, Seeder: 10 << 20}
 	r.Totals.Sent.Peer = 5 << 20
@@ -79,6 +79,7 @@ func TestStatus(t *testing.T) {
 	for _, line := range []string{
 		"mirror    1.0 at 127.0.0.1:7080, peers at 0.0.0.0:7081\n",
 		"cache     30 MiB of 1.0 GiB in /var/lib/murder/mirror, 2 blobs, 1 evicted\n",
+		"disk      FAILED 3 times, pulls went past the cache: see the log\n",
 		"pinned    20 MiB in 1 images\n",
 		"docker.io/library/app:1  " + shortDigest(digestOf("app")) + "  4      20 MiB  ",
 		"1 blobs LOST",
