@@ -174,3 +174,51 @@ func TestCacheIsAnOCILayout(t *testing.T) {
 		}
 	}
 }
+
+// TestFoldersAreDeleted deletes the data folders of a mirror and of the seeder in the middle
+// of a pull. The pull ends, so does the next, and soon both cache again.
+func TestFoldersAreDeleted(t *testing.T) {
+	f, _, blob := failFleet(t, 16<<20, fleetConfig{Mirrors: 1})
+	m := f.Mirrors[0]
+	hold := f.Registry.Hold(blob.Digest, 4<<20)
+	body, err := openBlob(t, m.Blob(f.Registry.Addr, failRepo, blob.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	hold.wait(t)
+	for _, dir := range []string{m.DataDir, f.Seeder.DataDir} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold.Release()
+	verifier := blob.Digest.Verifier()
+	if _, err := io.Copy(verifier, body); err != nil || !verifier.Verified() {
+		t.Errorf("the pull in whose middle the folders were deleted: right %v, %v", verifier.Verified(), err)
+	}
+	if err := checkBlob(t, m.Blob(f.Registry.Addr, failRepo, blob.Digest), blob.Digest); err != nil {
+		t.Errorf("the pull after it: %v", err)
+	}
+	for _, d := range []*daemon{m, f.Seeder} {
+		d.waitUntil(t, "the folder is made again", func() error {
+			_, err := os.Stat(filepath.Join(d.DataDir, "oci-layout"))
+			return err
+		})
+	}
+	other, err := makeImage(newRoot(t), "folders", 4<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	push(t, f.Registry.Addr, failRepo+":v2", other, nil)
+	if _, err := pullImage(t, m, f.Registry.Addr, failRepo, "v2"); err != nil {
+		t.Error(err)
+	}
+	layer := layerBlobs(t, other)[0].Digest
+	for _, d := range []*daemon{m, f.Seeder} {
+		d.waitUntil(t, "blobs are cached again", func() error {
+			_, err := os.Stat(filepath.Join(d.DataDir, "blobs", layer.Algorithm().String(), layer.Encoded()))
+			return err
+		})
+	}
+}

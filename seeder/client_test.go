@@ -58,10 +58,12 @@ func TestClient(t *testing.T) {
 	}
 	var whole layers.Answer
 	eventually(t, "blob whole", func() bool { whole = mustAsk(t, s, repo, d); return whole.Body == nil })
-	m, err := s.client.Metainfo(t.Context(), repo, d, registrytest.Basic("alice"))
-	if err != nil {
-		t.Fatalf("Metainfo = %v", err)
-	}
+	var m *layers.Metainfo
+	eventually(t, "blob has its name, and metainfo", func() bool {
+		var err error
+		m, err = s.client.Metainfo(t.Context(), repo, d, registrytest.Basic("alice"))
+		return err == nil
+	})
 	if got := arriving.Torrent.Metainfo(); got == nil || got.InfoHash() != m.InfoHash() {
 		t.Errorf("metainfo = %v while it arrived, then %v", got, m)
 	}
