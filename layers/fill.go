@@ -22,7 +22,7 @@ const fillBuffer = 256 << 10
 // does not, p goes on without it: nobody can tell how soon they would come.
 //
 // download, if not nil, holds the bodies to a rate. received, if not nil, is
-// told of bytes as they come in. When ctx ends, open's bodies must fail.
+// told of bytes as they come in. When ctx ends the body at hand is closed.
 func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), download *rate.Limiter, received func(n int)) error {
 	if received == nil {
 		received = func(int) {}
@@ -48,7 +48,9 @@ func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off in
 		if err != nil {
 			return err
 		}
+		stop := context.AfterFunc(ctx, func() { body.Close() }) // it may have been opened in another's name
 		err = take(p, Limited(ctx, body, download), off, off+n, received)
+		stop()
 		body.Close()
 		if err != nil {
 			return fmt.Errorf("blob from byte %d: %w", off, err)

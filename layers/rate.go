@@ -30,6 +30,9 @@ func Limited(ctx context.Context, r io.Reader, l *rate.Limiter) io.Reader {
 	return &limited{ctx, r, l}
 }
 
+// Held tells whether l is what holds bytes back now, and not whoever sends them.
+func Held(l *rate.Limiter) bool { return l != nil && l.Tokens() < float64(l.Burst())/2 }
+
 type limited struct {
 	ctx     context.Context
 	r       io.Reader

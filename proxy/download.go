@@ -30,6 +30,7 @@ type download struct {
 	leave   func()          // ends its answer; nil = there is none
 	first   *opened         // what the answer was, if not a torrent
 	why     string          // why there is no seeder
+	pace    *pace
 
 	ended chan struct{} // closed when the next download of the blob can begin
 
@@ -54,7 +55,7 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if m.uncached.has(req.Digest) {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, errCacheFailed)
 	}
-	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool)}
+	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool), pace: newPace()}
 	d.rights.Add(req.Repo, req.Authorization)
 	size, err := d.askSeeder(req)
 	if err == nil && d.seeder == nil {
@@ -249,15 +250,15 @@ func (d *download) close() {
 // bring takes the ways in order, again and again as long as that helps.
 func (d *download) bring() error {
 	ctx := d.mirror.ctx
-	ways := []struct {
-		name  string
-		bring func(context.Context) error
-	}{{"swarm", d.bySwarm}, {"seeder", d.bySeeder}, {"upstream", d.byUpstream}}
+	ways := map[string]func(context.Context) error{"swarm": d.bySwarm, "seeder": d.bySeeder, "upstream": d.byUpstream}
 	var last error
 	for at, fruitless := 0, 0; fruitless < maxFruitless; {
-		before := d.partial.Received()
-		d.mirror.ledger.Way(d.partial.Digest(), ways[at].name, d.why)
-		err := ways[at].bring(ctx)
+		before, way := d.partial.Received(), waysInOrder[at]
+		d.mirror.ledger.Way(d.partial.Digest(), way, d.why)
+		err := ways[way](ctx)
+		if !isTooSlow(err) {
+			d.pace.failed(way)
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -265,13 +266,13 @@ func (d *download) bring() error {
 			return err
 		case !errors.Is(err, errSkip):
 			last = err
-			d.left(ways[at].name, err)
+			d.left(way, err)
 			fruitless++
 			if d.partial.Received() > before {
 				fruitless = 0
 			}
 		}
-		if at++; at == len(ways) {
+		if at++; at == len(waysInOrder) {
 			at = 0
 			d.pause(fruitless)
 		}
@@ -296,6 +297,8 @@ func (d *download) left(way string, err error) {
 	switch {
 	case errors.Is(err, errStalled):
 		d.why = whyStalled
+	case isTooSlow(err):
+		d.why = whySlow
 	case errors.Is(err, registry.ErrUnreachable) && way != "upstream":
 		d.why = whySeederFailed
 	default:

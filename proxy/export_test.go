@@ -11,6 +11,9 @@ import (
 // SetStall is the silence after which a mirror leaves a swarm.
 func (m *Mirror) SetStall(after time.Duration) { m.stallAfter = after }
 
+// SetSlow is over how long a way is measured that may be too slow.
+func (m *Mirror) SetSlow(after time.Duration) { m.slowAfter = after }
+
 // Shares tells whether a mirror offers a swarm's blob.
 func (m *Mirror) Shares(ih layers.InfoHash) bool { return m.shared.Has(ih) }
 

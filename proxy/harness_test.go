@@ -249,6 +249,7 @@ func newMirrorIn(t testing.TB, dir string, up *registrytest.Upstream, seeders []
 	ctx, stop := context.WithCancel(context.Background())
 	m.Mirror = proxy.Open(ctx, cfg)
 	m.SetStall(patience)
+	m.SetSlow(patience)
 	m.stop, m.wait = stop, run(t, ctx, m.Mirror)
 	m.serve(m.Mirror)
 	return m

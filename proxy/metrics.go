@@ -18,6 +18,7 @@ const (
 	whySeederFailed = "seeder unreachable"
 	whyNoSeeder     = "no seeder"
 	whyStalled      = "swarm stalled"
+	whySlow         = "too slow"
 	whySmall        = "blob too small for a swarm"
 	whyBrokeOff     = "answer broke off"
 	whyWrong        = "blob came out wrong before"
@@ -25,7 +26,7 @@ const (
 	whyNoCache      = "cache unusable"
 )
 
-var whys = []string{whySeederFailed, whyNoSeeder, whyStalled, whySmall, whyBrokeOff, whyWrong, whyCannot, whyNoCache}
+var whys = []string{whySeederFailed, whyNoSeeder, whyStalled, whySlow, whySmall, whyBrokeOff, whyWrong, whyCannot, whyNoCache}
 
 // Why a blob could not be served: labels of murder_pull_errors_total.
 const (

@@ -81,6 +81,7 @@ type Mirror struct {
 	ledger    *layers.Ledger
 
 	stallAfter time.Duration // the constant, but in tests
+	slowAfter  time.Duration // that of layers.Pace if 0, as it is but in tests
 
 	pulls *registry.Handler
 	mux   *http.ServeMux // of all else

@@ -115,7 +115,9 @@ func (d *download) fetch(ctx context.Context) error {
 	if d.torrent.Named() {
 		watching.Go(func() { d.complete(ctx, d.torrent) })
 	}
-	err := d.mirror.cfg.Swarm.Fetch(ctx, d.torrent, d.partial, d.mirror.seeders.trackers())
+	err := d.paced(ctx, "swarm", func(ctx context.Context) error {
+		return d.mirror.cfg.Swarm.Fetch(ctx, d.torrent, d.partial, d.mirror.seeders.trackers())
+	})
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
@@ -235,5 +237,7 @@ func (d *download) fill(ctx context.Context, way string, up registry.Upstream) e
 		}
 		return body, err
 	}
-	return layers.Fill(ctx, d.partial, open, d.mirror.cfg.Download, func(n int) { d.received(from, way, n) })
+	return d.paced(ctx, way, func(ctx context.Context) error {
+		return layers.Fill(ctx, d.partial, open, d.mirror.cfg.Download, func(n int) { d.received(from, way, n) })
+	})
 }

@@ -29,6 +29,43 @@ func newIdleBody(body io.ReadCloser, limit time.Duration) *idleBody {
 	return b
 }
 
+// whole returns body as one that must come within twice the idle time, all of it: for
+// answers without which nothing goes on. An upstream that sends a byte now and then is
+// never idle.
+func (c *Client) whole(body io.ReadCloser) io.ReadCloser {
+	b := &wholeBody{ReadCloser: body}
+	b.timer = time.AfterFunc(2*c.idle, func() {
+		b.late.Store(true)
+		body.Close()
+	})
+	return b
+}
+
+// Whole is [Client.Bound] for an answer without which nothing goes on: it must come within
+// twice the idle time, all of it.
+func (c *Client) Whole(body io.ReadCloser) io.ReadCloser { return c.whole(c.Bound(body)) }
+
+var errLate = errors.New("it trickles")
+
+type wholeBody struct {
+	io.ReadCloser
+	timer *time.Timer
+	late  atomic.Bool
+}
+
+func (b *wholeBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && b.late.Load() {
+		err = errLate
+	}
+	return n, err
+}
+
+func (b *wholeBody) Close() error {
+	b.timer.Stop()
+	return b.ReadCloser.Close()
+}
+
 func (b *idleBody) Read(p []byte) (int, error) {
 	b.timer.Reset(b.limit)
 	n, err := b.ReadCloser.Read(p)

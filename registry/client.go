@@ -198,8 +198,9 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
-	defer resp.Body.Close()
-	content, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1))
+	body := c.whole(resp.Body)
+	defer body.Close()
+	content, err := io.ReadAll(io.LimitReader(body, MaxManifest+1))
 	if err != nil {
 		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s: %w", repo, err)
 	}
@@ -307,13 +308,15 @@ func (c *Client) ReadBlob(ctx context.Context, repo Repository, d digest.Digest,
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
+	body := resp.Body
+	defer func() { body.Close() }()
 	section := make([]byte, n)
 	if _, err = wholeSize(resp, off); err == nil && resp.StatusCode != http.StatusPartialContent {
-		_, err = io.CopyN(io.Discard, resp.Body, off)
+		_, err = io.CopyN(io.Discard, body, off)
 	}
 	if err == nil {
-		n, err = io.ReadFull(resp.Body, section)
+		body = c.whole(body)
+		n, err = io.ReadFull(body, section)
 	}
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, Unavailable("blob %s of %s at byte %d: %w", d, repo, off, err)

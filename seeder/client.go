@@ -95,7 +95,8 @@ func (c *Client) answer(resp *http.Response, d digest.Digest) (a layers.Answer, 
 
 // Metainfo asks for the torrent file of a blob that the seeder has.
 func (c *Client) Metainfo(ctx context.Context, repo registry.Repository, d digest.Digest, authorization string) (*layers.Metainfo, error) {
-	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{}, authorization)
+	// All hashes may be known a moment before the blob is on record as whole.
+	resp, err := c.client.Ask(ctx, "/v1/torrents/"+d.String(), repo, url.Values{"wait": {"1s"}}, authorization)
 	if err != nil {
 		return nil, err
 	}
@@ -108,12 +109,13 @@ func (c *Client) Metainfo(ctx context.Context, repo registry.Repository, d diges
 
 // metainfo reads a torrent file.
 func (c *Client) metainfo(resp *http.Response, d digest.Digest) (*layers.Metainfo, error) {
-	body, err := io.ReadAll(io.LimitReader(c.client.Bound(resp.Body), maxAnswer))
+	body := c.client.Whole(resp.Body)
+	content, err := io.ReadAll(io.LimitReader(body, maxAnswer))
 	if err != nil {
 		return nil, err
 	}
-	resp.Body.Close()
-	m, err := layers.ParseMetainfo(body)
+	body.Close()
+	m, err := layers.ParseMetainfo(content)
 	if err == nil && m.Digest() != d {
 		err = fmt.Errorf("it is the metainfo of %s", m.Digest())
 	}

@@ -277,6 +277,35 @@ func TestPatience(t *testing.T) {
 			t.Errorf("read %d bytes, %v; want all", n, err)
 		}
 	})
+	t.Run("thinks for ever", func(t *testing.T) {
+		t.Parallel()
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for r.URL.Path != "/livez" && r.Context().Err() == nil {
+				w.WriteHeader(http.StatusProcessing)
+				time.Sleep(time.Millisecond)
+			}
+		}))
+		defer server.Close()
+		if _, err := newClient(t, server.URL, 40*time.Millisecond).Ask(bounded(t), repo, d, ""); !errors.Is(err, registry.ErrUnreachable) {
+			t.Errorf("Ask = %v, want ErrUnreachable", err)
+		}
+	})
+	t.Run("metainfo trickles", func(t *testing.T) {
+		t.Parallel()
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set(registry.SeederHeader, "1")
+			w.Header().Set("Content-Type", "application/x-bittorrent")
+			for r.Context().Err() == nil && r.URL.Path != "/livez" {
+				w.Write([]byte("d"))
+				http.NewResponseController(w).Flush()
+				time.Sleep(10 * time.Millisecond)
+			}
+		}))
+		defer server.Close()
+		if _, err := newClient(t, server.URL, 100*time.Millisecond).Ask(bounded(t), repo, d, ""); err == nil {
+			t.Error("Ask was answered")
+		}
+	})
 	t.Run("thinks", func(t *testing.T) {
 		t.Parallel()
 		up := registrytest.New(t)

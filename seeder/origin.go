@@ -31,6 +31,8 @@ type origin struct {
 	log      *slog.Logger
 	key      [32]byte // of the names of draft swarms
 	flights  layers.Flights[*fetch]
+
+	slowAfter time.Duration // that of layers.Pace if 0, as it is but in tests
 }
 
 // fetch is one blob on its way from the registry.
@@ -220,9 +222,12 @@ func (f *fetch) failed(ctx context.Context) bool {
 // fill goes on after an error where it stopped, as long as that helps.
 func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.ReadCloser, error)) error {
 	received := func(n int) { o.ledger.Received(p.Digest(), layers.FromUpstream, int64(n)) }
+	pace := o.pace()
 	for try := 1; ; try++ {
 		before := p.Received()
-		err := layers.Fill(o.ctx, p, open, o.download, received)
+		err := pace.Watch(o.ctx, p, func(ctx context.Context) error {
+			return layers.Fill(ctx, p, open, o.download, received)
+		})
 		if err == nil || registry.Refused(err) || o.ctx.Err() != nil {
 			return err
 		}
@@ -240,6 +245,28 @@ func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.R
 			return p.Err()
 		case <-time.After(time.Duration(try) * 200 * time.Millisecond):
 		}
+	}
+}
+
+// pace has the registry asked anew when its answer trickles, but each time after twice as
+// long as the last: it may be the line.
+func (o *origin) pace() layers.Pace {
+	slow, windows := 0, 1
+	return layers.Pace{
+		Window: o.slowAfter,
+		Patience: func() float64 {
+			if layers.Held(o.download) {
+				return 0
+			}
+			return 1
+		},
+		Leave: func(int64) bool {
+			if slow++; slow < windows {
+				return false
+			}
+			slow, windows = 0, 2*windows
+			return true
+		},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -284,5 +285,24 @@ func leave(t *testing.T, dir, host string, d digest.Digest, b []byte) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An answer that stops or trickles is asked for anew at the same byte. One that is slow
+// whoever asks is not asked for again and again.
+func TestRegistryTrickles(t *testing.T) {
+	t.Parallel()
+	const at = 1<<20 + 77
+	up := registrytest.New(t)
+	s := newSeeder(t, up)
+	s.SetSlow(time.Second)
+	hold := make(chan struct{})
+	defer close(hold)
+	b := random(big, 44)
+	d := up.Push(t, "app", false, b)
+	up.Fail(&registrytest.Fault{Left: 1, At: at, Hold: hold})
+	s.pull(t, "app", d, "").mustBe(t, b)
+	if gets := up.Seen("GET", d.String()); len(gets) != 2 || gets[1].Ranges != fmt.Sprintf("bytes=%d-", at) {
+		t.Errorf("requests = %v, want a second one from byte %d", gets, at)
 	}
 }

@@ -33,6 +33,10 @@ const (
 	lateTicks  = 100 // that do not count, see silence
 )
 
+// answerPatience is how many times the patience a seeder that says it is at work may take
+// to answer: longer than it may wait for a registry and its token server.
+const answerPatience = 45
+
 // silence is for how long nothing has come from a seeder, in ticks.
 //
 // A tick that comes late tells of us: this process, or the machine, did not get
@@ -93,7 +97,7 @@ func newPatience(long time.Duration, livez string) *patience {
 		t := registry.Transport()
 		t.Proxy = nil // seeders are neighbours, not the internet
 		t.DialContext = (&net.Dialer{Timeout: 3 * long}).DialContext
-		t.ResponseHeaderTimeout = 2 * maxWait
+		t.ResponseHeaderTimeout = answerPatience * long
 		return t
 	}
 	return &patience{requests: transport(), probes: transport(), livez: livez, every: long / 20}
