@@ -79,6 +79,13 @@ func (fs *Flights[F]) Get(d digest.Digest) (fetch F, ok bool) {
 	}
 }
 
+// Len returns how many are under way, those that begin included.
+func (fs *Flights[F]) Len() int {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return len(fs.flights)
+}
+
 // End says that the fetch of d is over; the next to ask begins another.
 func (fs *Flights[F]) End(d digest.Digest) {
 	fs.mu.Lock()

@@ -19,6 +19,9 @@ import (
 // that a registry's restart does not end a pull.
 const maxFruitless = 6
 
+// maxDownloads bounds the blobs that are arriving. More go past the cache, a client each.
+const maxDownloads = 1024
+
 // download is one blob on its way to this host. It takes one way after the
 // other, and each goes on where the last one stopped.
 type download struct {
@@ -51,6 +54,9 @@ type opened struct {
 func (m *Mirror) begin(req registry.Request) (*download, error) {
 	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
+	}
+	if m.flights.Len() > maxDownloads {
+		return nil, registry.PassThrough(m.ctx, m.upstream, req, registry.ErrTooMany)
 	}
 	if m.uncached.has(req.Digest) {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, errCacheFailed)

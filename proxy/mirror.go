@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -79,6 +80,8 @@ type Mirror struct {
 	uncached  shunned // what the disk did not take
 	pings     pings
 	ledger    *layers.Ledger
+
+	prefetches atomic.Int64 // requests under way
 
 	stallAfter time.Duration // the constant, but in tests
 	slowAfter  time.Duration // that of layers.Pace if 0, as it is but in tests

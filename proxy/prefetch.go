@@ -28,6 +28,11 @@ const (
 	prefetchImages    = 4       // images of one request at a time
 	progressInterval  = 250 * time.Millisecond
 	maxManifestsDepth = 4 // indexes within indexes
+
+	maxPrefetches = 32   // requests at a time
+	maxPlatforms  = 64   // of one request
+	maxManifests  = 1024 // of one image, all its platforms together
+	maxBlobs      = 8192 // likewise
 )
 
 // PrefetchRequest is the body of POST /v1/prefetch.
@@ -67,6 +72,13 @@ type PrefetchEvent struct {
 // servePrefetch answers POST /v1/prefetch: it brings images ahead of a pull,
 // and tells how it goes, a JSON object a line.
 func (m *Mirror) servePrefetch(w http.ResponseWriter, r *http.Request) {
+	if m.prefetches.Add(1) > maxPrefetches {
+		m.prefetches.Add(-1)
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, fmt.Sprintf("%d prefetches are under way; try again later", maxPrefetches), http.StatusTooManyRequests)
+		return
+	}
+	defer m.prefetches.Add(-1)
 	var req PrefetchRequest
 	if !readJSON(w, r, "prefetch request", &req) {
 		return
@@ -277,8 +289,7 @@ func (t *imageTree) walk(ctx context.Context, desc ocispec.Descriptor, content [
 	}
 	t.manifests = append(t.manifests, desc.Digest)
 	if manifest.Manifests == nil {
-		t.add(manifest.parts())
-		return nil
+		return t.add(manifest.parts())
 	}
 	if depth == maxManifestsDepth {
 		return fmt.Errorf("index %s: more than %d indexes deep", desc.Digest, depth)
@@ -288,6 +299,9 @@ func (t *imageTree) walk(ctx context.Context, desc ocispec.Descriptor, content [
 		return fmt.Errorf("index %s: %w", desc.Digest, err)
 	}
 	for _, child := range children {
+		if len(t.manifests) > maxManifests {
+			return fmt.Errorf("index %s: the image has more than %d manifests", desc.Digest, maxManifests)
+		}
 		req := t.req
 		req.Tag, req.Digest = "", child.Digest
 		desc, content, err := t.mirror.manifests.Get(ctx, req)
@@ -301,12 +315,17 @@ func (t *imageTree) walk(ctx context.Context, desc ocispec.Descriptor, content [
 	return nil
 }
 
-func (t *imageTree) add(blobs []ocispec.Descriptor) {
+func (t *imageTree) add(blobs []ocispec.Descriptor) error {
 	for _, blob := range blobs {
-		if !slices.ContainsFunc(t.blobs, func(b ocispec.Descriptor) bool { return b.Digest == blob.Digest }) {
+		known := slices.ContainsFunc(t.blobs, func(b ocispec.Descriptor) bool { return b.Digest == blob.Digest })
+		if len(t.blobs) == maxBlobs && !known {
+			return fmt.Errorf("the image has more than %d blobs", maxBlobs)
+		}
+		if !known {
 			t.blobs = append(t.blobs, blob)
 		}
 	}
+	return nil
 }
 
 // digests are those of all that the image is made of, each once.
@@ -343,6 +362,9 @@ type platforms []v1.Platform
 func parsePlatforms(texts []string) (platforms, error) {
 	if len(texts) == 0 {
 		return platforms{{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
+	}
+	if len(texts) > maxPlatforms {
+		return nil, fmt.Errorf("%d platforms; more than %d in one request are too many", len(texts), maxPlatforms)
 	}
 	var wanted platforms
 	for _, text := range texts {

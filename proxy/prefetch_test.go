@@ -3,10 +3,12 @@ package proxy_test
 import (
 	"bufio"
 	"encoding/json"
+	"io"
 	"net/http"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -199,6 +201,7 @@ func TestPrefetchRequests(t *testing.T) {
 		{"application/json", `[]`, http.StatusBadRequest},
 		{"application/json", ``, http.StatusBadRequest},
 		{"application/json", `{"platforms":["linux"]}`, http.StatusBadRequest},
+		{"application/json", `{"platforms":["linux/a"` + strings.Repeat(`,"linux/a"`, 64) + `]}`, http.StatusBadRequest},
 		{"application/json", `{"images":[{"ref":"` + strings.Repeat("x", 2<<20) + `"}]}`, http.StatusBadRequest},
 	} {
 		resp, err := m.server.Client().Post(m.server.URL+"/v1/prefetch", test.contentType, strings.NewReader(test.body))
@@ -212,5 +215,57 @@ func TestPrefetchRequests(t *testing.T) {
 	}
 	if a := m.request(t, "GET", "/v1/prefetch", ""); a.status != http.StatusMethodNotAllowed {
 		t.Errorf("GET /v1/prefetch = %d", a.status)
+	}
+}
+
+// No more than so many requests are worked on at a time; one that ends makes room.
+func TestPrefetchesAreBounded(t *testing.T) {
+	t.Parallel()
+	m := newMirror(t, registrytest.New(t), nil)
+	post := func(body io.Reader) int {
+		resp, err := m.server.Client().Post(m.server.URL+"/v1/prefetch", "application/json", body)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	var held sync.WaitGroup
+	var release []func()
+	for range 32 {
+		r, w := io.Pipe()
+		release = append(release, func() { io.WriteString(w, `{"images":[]}`); w.Close() })
+		held.Go(func() {
+			if status := post(r); status != http.StatusOK {
+				t.Errorf("one of those that there is room for = %d", status)
+			}
+		})
+	}
+	eventually(t, "all are in", func() bool {
+		return m.requests.Load() >= 32 && post(strings.NewReader(`{"images":[]}`)) == http.StatusTooManyRequests
+	})
+	for _, f := range release {
+		f()
+	}
+	held.Wait()
+	if status := post(strings.NewReader(`{"images":[]}`)); status != http.StatusOK {
+		t.Errorf("after the others = %d", status)
+	}
+}
+
+// An index cannot make one prefetch ask for manifests without end.
+func TestPrefetchOfEndlessIndex(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	child := up.PushImage(t, "app", "child", random(1000, 210), random(1000, 211))
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: child, Size: up.ManifestSize(t, "app", child), Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: slices.Repeat([]ocispec.Descriptor{desc}, 5000)}
+	up.PushManifest(t, "app", "endless", index.MediaType, index)
+	m := newMirror(t, up, nil)
+	events := m.prefetch(t, proxy.PrefetchRequest{Images: []proxy.PrefetchImage{{Ref: up.Host + "/app:endless"}}, Platforms: []string{"all"}})
+	mustEnd(t, events, false)
+	if errs := of(events, "error"); len(errs) != 1 || !strings.Contains(errs[0].Error, "more than 1024 manifests") {
+		t.Errorf("errors = %+v", errs)
 	}
 }

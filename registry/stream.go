@@ -37,6 +37,7 @@ func (u *Uncached) Unwrap() error { return u.Cause }
 var (
 	ErrNoSize        = errors.New("the registry does not tell its size")
 	ErrOtherRegistry = errors.New("it is arriving from another registry")
+	ErrTooMany       = errors.New("too many blobs are arriving")
 )
 
 // PassThrough asks up for a blob and returns it as an [*Uncached], or the error.

@@ -4,3 +4,6 @@ import "time"
 
 // SetSlow is over how long a registry's answer is measured that may trickle.
 func (s *Seeder) SetSlow(after time.Duration) { s.origin.slowAfter = after }
+
+// SetMaxFetches bounds the blobs that are being fetched.
+func (s *Seeder) SetMaxFetches(n int) { s.origin.maxFetches = n }

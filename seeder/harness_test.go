@@ -95,14 +95,18 @@ type testSeeder struct {
 	stop func()
 }
 
-func newSeeder(t testing.TB, up *registrytest.Upstream) *testSeeder {
+func newSeeder(t testing.TB, up ...*registrytest.Upstream) *testSeeder {
 	t.Helper()
-	return newSeederIn(t, t.TempDir(), up)
+	return newSeederIn(t, t.TempDir(), up...)
 }
 
-func newSeederIn(t testing.TB, dir string, up *registrytest.Upstream) *testSeeder {
+func newSeederIn(t testing.TB, dir string, up ...*registrytest.Upstream) *testSeeder {
 	t.Helper()
 	s := new(testSeeder)
+	var hosts []string
+	for _, u := range up {
+		hosts = append(hosts, u.Host)
+	}
 	var err error
 	if s.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
 		t.Fatal(err)
@@ -116,8 +120,8 @@ func newSeederIn(t testing.TB, dir string, up *registrytest.Upstream) *testSeede
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.Seeder = seeder.Open(ctx, seeder.Config{
-		Store: s.store, Swarm: s.swarm, DefaultRegistry: up.Host,
-		Upstream: registrytest.Client(up.Host),
+		Store: s.store, Swarm: s.swarm, DefaultRegistry: up[0].Host,
+		Upstream: registrytest.Client(hosts...),
 		TagTTL:   time.Hour, AuthTTL: time.Hour, AuthGrace: time.Hour,
 		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
 	})

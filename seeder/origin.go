@@ -32,7 +32,8 @@ type origin struct {
 	key      [32]byte // of the names of draft swarms
 	flights  layers.Flights[*fetch]
 
-	slowAfter time.Duration // that of layers.Pace if 0, as it is but in tests
+	slowAfter  time.Duration // that of layers.Pace if 0, as it is but in tests
+	maxFetches int           // the constant, but in tests
 }
 
 // fetch is one blob on its way from the registry.
@@ -43,6 +44,14 @@ type fetch struct {
 	ended   chan struct{} // closed when the next fetch of the blob can begin
 }
 
+// maxFetches bounds the blobs that are being fetched. Whoever can ask can name a registry
+// of their own, which sends a byte now and then for ever.
+const maxFetches = 1024
+
+// maxTrickle bounds the time for which one of them is waited for that is too slow, in
+// windows of layers.Pace: about a quarter of an hour. What has come is kept.
+const maxTrickle = 60
+
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
 
@@ -50,6 +59,7 @@ func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared 
 	o := &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
 		ledger: layers.NewLedger(), download: cfg.Download, log: cfg.Log,
+		maxFetches: maxFetches,
 	}
 	rand.Read(o.key[:])
 	return o
@@ -112,6 +122,9 @@ func (o *origin) admit(ctx context.Context, req registry.Request, blob *layers.B
 func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if _, ok := o.store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
+	}
+	if o.flights.Len() > o.maxFetches {
+		return nil, registry.PassThrough(o.ctx, o.upstream, req, registry.ErrTooMany)
 	}
 	off := o.store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
 	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, off, req.Authorization)
@@ -222,13 +235,13 @@ func (f *fetch) failed(ctx context.Context) bool {
 // fill goes on after an error where it stopped, as long as that helps.
 func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.ReadCloser, error)) error {
 	received := func(n int) { o.ledger.Received(p.Digest(), layers.FromUpstream, int64(n)) }
-	pace := o.pace()
+	pace, over := o.pace()
 	for try := 1; ; try++ {
 		before := p.Received()
 		err := pace.Watch(o.ctx, p, func(ctx context.Context) error {
 			return layers.Fill(ctx, p, open, o.download, received)
 		})
-		if err == nil || registry.Refused(err) || o.ctx.Err() != nil {
+		if err == nil || registry.Refused(err) || o.ctx.Err() != nil || over() {
 			return err
 		}
 		if p.Received() > before {
@@ -249,10 +262,10 @@ func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.R
 }
 
 // pace has the registry asked anew when its answer trickles, but each time after twice as
-// long as the last: it may be the line.
-func (o *origin) pace() layers.Pace {
-	slow, windows := 0, 1
-	return layers.Pace{
+// long as the last, since it may be the line. over tells when that is of no use any more.
+func (o *origin) pace() (pace layers.Pace, over func() bool) {
+	slow, windows, all := 0, 1, 0
+	pace = layers.Pace{
 		Window: o.slowAfter,
 		Patience: func() float64 {
 			if layers.Held(o.download) {
@@ -261,13 +274,15 @@ func (o *origin) pace() layers.Pace {
 			return 1
 		},
 		Leave: func(int64) bool {
-			if slow++; slow < windows {
+			all++
+			if slow++; slow < windows && all < maxTrickle {
 				return false
 			}
 			slow, windows = 0, 2*windows
 			return true
 		},
 	}
+	return pace, func() bool { return all >= maxTrickle }
 }
 
 // known returns the size of a blob that is here or on its way.

@@ -306,3 +306,31 @@ func TestRegistryTrickles(t *testing.T) {
 		t.Errorf("requests = %v, want a second one from byte %d", gets, at)
 	}
 }
+
+// A registry whose blobs never end takes up so many places and no more; what comes then
+// is served all the same, but not kept.
+func TestFetchesAreBounded(t *testing.T) {
+	t.Parallel()
+	up, endless := registrytest.New(t), registrytest.New(t)
+	s := newSeeder(t, up, endless)
+	s.SetMaxFetches(2)
+	hold := make(chan struct{})
+	defer close(hold)
+	endless.Fail(&registrytest.Fault{Left: -1, At: 10, Hold: hold})
+	repo := repository(t, endless.Host, "app")
+	for i := range 2 {
+		d := endless.Push(t, "app", false, random(big, uint64(45+i)))
+		if _, err := s.client.Ask(t.Context(), repo, d, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := random(1000, 47)
+	d := up.Push(t, "app", false, b)
+	s.pull(t, "app", d, "").mustBe(t, b)
+	if _, ok := s.store.Stat(d); ok {
+		t.Error("kept, though all places were taken")
+	}
+	if _, err := s.client.Ask(t.Context(), repository(t, up.Host, "app"), d, ""); err == nil {
+		t.Error("a third blob is fetched for the swarm")
+	}
+}

@@ -85,6 +85,7 @@ type Client struct {
 	announcers *announcers
 	dials      chan struct{} // a place for each connection being set up
 	greetings  chan struct{} // and for each that came in and has not said what it wants
+	guests     *guests       // who has come in
 	total      tally         // of all swarms, those left included
 
 	stop      context.CancelFunc // ends all that runs and all fetches
@@ -107,8 +108,14 @@ type tally struct {
 	fromPeers, fromSeeders, sent, crossZone atomic.Int64
 }
 
-// greetingsAtOnce bounds the connections that have not said what they want.
-const greetingsAtOnce = 256
+const (
+	// greetingsAtOnce bounds the connections that have not said what they want.
+	greetingsAtOnce = 256
+	// guestsAtOnce bounds the connections that have come in, of all swarms together:
+	// each costs a file descriptor, two goroutines and some 20 KiB. guestsOfOne is how
+	// many may come from one IP.
+	guestsAtOnce, guestsOfOne = 8192, 2048
+)
 
 // Open takes connections from cfg.Listener and returns a client that shares nothing yet.
 func Open(cfg Config) (*Client, error) {
@@ -125,6 +132,7 @@ func Open(cfg Config) (*Client, error) {
 		cfg: cfg, log: cfg.Log, began: time.Now(), bans: newBans(),
 		dials:     make(chan struct{}, dialsAtOnce),
 		greetings: make(chan struct{}, greetingsAtOnce),
+		guests:    newGuests(guestsAtOnce, guestsOfOne),
 		exchanges: make(map[digest.Digest]*exchange),
 		byName:    make(map[layers.InfoHash]*exchange),
 		tallies:   make(map[digest.Digest]*tally),
@@ -165,10 +173,19 @@ func (c *Client) accept() {
 			}
 			continue
 		}
+		leave, ok := c.guests.enter(conn)
+		if !ok {
+			conn.Close()
+			continue
+		}
 		select {
 		case c.greetings <- struct{}{}:
-			c.running.Go(func() { c.receive(conn) })
+			c.running.Go(func() {
+				defer leave()
+				c.receive(conn)
+			})
 		default:
+			leave()
 			conn.Close() // strangers who say nothing must not keep others out for long
 		}
 	}

@@ -23,6 +23,9 @@ const (
 	banFor = time.Hour
 	// maxBans bounds how many are remembered. The oldest is forgiven first.
 	maxBans = 1024
+	// maxOffenders is how many peers of one IP may be banned before all of it is: who
+	// sends wrong bytes can call again from another port, under another peer ID.
+	maxOffenders = 3
 )
 
 // candidate is an address that a tracker has named.
@@ -187,7 +190,13 @@ func (b *bans) add(id [20]byte, addr netip.AddrPort) {
 func (b *bans) has(id [20]byte, addr netip.AddrPort) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return time.Since(b.ids[caller{id, addr.Addr()}]) < banFor || time.Since(b.addrs[addr]) < banFor
+	offenders := 0
+	for c, at := range b.ids {
+		if c.ip == addr.Addr() && time.Since(at) < banFor {
+			offenders++
+		}
+	}
+	return offenders >= maxOffenders || time.Since(b.ids[caller{id, addr.Addr()}]) < banFor || time.Since(b.addrs[addr]) < banFor
 }
 
 // remember notes k, in the place of the oldest where there are too many.

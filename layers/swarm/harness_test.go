@@ -107,7 +107,9 @@ type host struct {
 func newHost(t testing.TB, cfg Config) *host {
 	t.Helper()
 	store := testStore(t)
-	cfg.Listener, cfg.Log = testListener(t), testLog(t)
+	if cfg.Listener = testListener(t); cfg.Log == nil {
+		cfg.Log = testLog(t)
+	}
 	c, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -1,11 +1,15 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -337,4 +341,82 @@ func TestJudgedPieceIsNotWrittenOver(t *testing.T) {
 		t.Error("the piece was right, and is lost")
 	}
 	mustEqual(t, "verified piece", got, right)
+}
+
+// Who comes back under another peer ID after wrong bytes, from another port, is not heard
+// any more; an honest host of another IP is.
+func TestCorruptPeerComesBack(t *testing.T) {
+	var log syncBuffer
+	tr := newTracker(t)
+	blob, _ := testBlob(2<<20, 73)
+	m := fill(t, testStore(t), blob)
+	h := newHost(t, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	p, fetched := h.begun(t, m, tr.url)
+	for k := range maxOffenders {
+		s := callFrom(t, "127.0.0.7", h, m.InfoHash(), [20]byte{'c', byte(k)})
+		s.say(appendSignal(appendSignal(nil, pp.HaveAll), pp.Unchoke))
+		go s.junk()
+		eventually(t, "it is banned", func() bool { return h.bans.count() == k+1 })
+	}
+	again := callFrom(t, "127.0.0.7", h, m.InfoHash(), [20]byte{'c', 'x'})
+	again.say(appendSignal(appendSignal(nil, pp.HaveAll), pp.Unchoke))
+	for _, ok := again.next(); ok; _, ok = again.next() {
+		t.Error("a host that has sent wrong bytes three times is still spoken to")
+	}
+	if n := strings.Count(log.String(), "peer=127.0.0.7:"); n != maxOffenders {
+		t.Errorf("the log names it %d times, want %d: %s", n, maxOffenders, log.String())
+	}
+	newHost(t, Config{Seeder: true}).share(t, blob, tr.url)
+	if err := <-fetched; err != nil {
+		t.Fatalf("Fetch = %v", err)
+	}
+	mustEqual(t, "host", h.read(t, p), blob)
+}
+
+// syncBuffer is a log that is read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// Connections that come in are bounded, in all and from one IP; one that ends makes room.
+func TestGuestsAreBounded(t *testing.T) {
+	g := newGuests(4, 2)
+	from := func(ip string) net.Conn { return remoteConn{addr: ip + ":1"} }
+	first, _ := g.enter(from("10.0.0.1"))
+	for _, test := range []struct {
+		ip string
+		ok bool
+	}{
+		{"10.0.0.1", true}, {"10.0.0.1", false}, {"[::ffff:10.0.0.1]", false}, {"10.0.0.2", true}, {"10.0.0.3", true}, {"10.0.0.4", false},
+	} {
+		if _, ok := g.enter(from(test.ip)); ok != test.ok {
+			t.Errorf("one more from %s: %v, want %v", test.ip, ok, test.ok)
+		}
+	}
+	first()
+	if _, ok := g.enter(from("10.0.0.1")); !ok {
+		t.Error("no room for another in the place of one that has ended")
+	}
+}
+
+type remoteConn struct {
+	net.Conn
+	addr string
+}
+
+func (c remoteConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.addr))
 }

@@ -32,6 +32,10 @@ func (t *Tracker) ServeAnnounce(w http.ResponseWriter, r *http.Request) {
 	req := requests.Get().(*request)
 	defer requests.Put(req)
 	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
+	if !t.rates.allow(remote.Addr(), t.now()) {
+		t.refuse(w, r, errTooOften)
+		return
+	}
 	if err := req.parse(r.URL.RawQuery, remote.Addr()); err != nil {
 		t.refuse(w, r, err)
 		return
@@ -108,10 +112,11 @@ func (t *Tracker) list(req *request, self netip.AddrPort) (*held, error) {
 		s.swarms[req.infohash] = sw
 	}
 	if req.event == eventStopped {
-		sw.Leave(&req.ask)
+		s.change(sw, func() { sw.Leave(&req.ask) })
 		s.dropEmpty(req.infohash, sw)
 	} else {
-		req.pick(sw, t.cfg.MaxPeers, self)
+		room := max(0, (t.cfg.MaxTotal+shards-1)/shards-s.peers)
+		s.change(sw, func() { req.pick(sw, min(t.cfg.MaxPeers, sw.Len()+room), self) })
 	}
 	req.answer.complete, req.answer.incomplete = sw.Complete(), sw.Len()-sw.Complete()
 	if req.mayHold() && len(req.answer.peers) == 0 {

@@ -39,6 +39,7 @@ const (
 	defaultInterval  = 30 * time.Second
 	defaultMaxPeers  = 20_000
 	defaultMaxSwarms = 100_000
+	defaultMaxTotal  = 4_000_000
 
 	// shards spreads swarms over locks, so that expiry, which walks every
 	// peer, holds up only a 64th of the announces at a time.
@@ -62,6 +63,10 @@ type Config struct {
 	// MaxSwarms bounds the swarms, since any infohash may be announced;
 	// 0 means about 100,000.
 	MaxSwarms int
+	// MaxTotal bounds the peers listed in all swarms together, each counted once per
+	// swarm, since one host may claim to be any number of them; 0 means about
+	// 4,000,000: 20,000 hosts with 200 torrents each.
+	MaxTotal int
 	// Has reports whether the seeder beside this tracker shares the torrent.
 	// nil means it shares none. It is called for every announce and scrape.
 	Has func(infohash [20]byte) bool
@@ -81,6 +86,7 @@ type Tracker struct {
 	ended     chan struct{} // closed when Run ends
 	announces atomic.Int64
 	held      atomic.Int64 // answers held now
+	rates     *rates
 	shards    [shards]shard
 }
 
@@ -88,6 +94,7 @@ type Tracker struct {
 type shard struct {
 	mu     sync.Mutex // guards swarms and all inside them; held for map work only, never I/O
 	swarms map[[20]byte]*handout.Swarm
+	peers  int        // in all its swarms
 	rand   *rand.Rand // of all its swarms
 }
 
@@ -109,6 +116,9 @@ func New(cfg Config) *Tracker {
 	if cfg.MaxSwarms <= 0 {
 		cfg.MaxSwarms = defaultMaxSwarms
 	}
+	if cfg.MaxTotal <= 0 {
+		cfg.MaxTotal = defaultMaxTotal
+	}
 	if cfg.Has == nil {
 		cfg.Has = func([20]byte) bool { return false }
 	}
@@ -118,7 +128,7 @@ func New(cfg Config) *Tracker {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	t := &Tracker{cfg: cfg, id: crand.Text()[:8], start: time.Now(), ended: make(chan struct{})}
+	t := &Tracker{cfg: cfg, id: crand.Text()[:8], start: time.Now(), ended: make(chan struct{}), rates: newRates(announceRate, announceBurst)}
 	for i := range t.shards {
 		t.shards[i].swarms = make(map[[20]byte]*handout.Swarm)
 		t.shards[i].rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -167,9 +177,17 @@ func (s *shard) expire(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for ih, sw := range s.swarms {
-		sw.Expire(now)
+		s.change(sw, func() { sw.Expire(now) })
 		s.dropEmpty(ih, sw)
 	}
+}
+
+// change keeps count of the peers while f enters some into sw or takes them out. s.mu must
+// be held.
+func (s *shard) change(sw *handout.Swarm, f func()) {
+	before := sw.Len()
+	f()
+	s.peers += sw.Len() - before
 }
 
 // dropEmpty forgets the swarm if nobody is left in it. s.mu must be held.
@@ -193,10 +211,7 @@ func (t *Tracker) Stats() Stats {
 func (s *shard) count() (swarms, peers int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, sw := range s.swarms {
-		peers += sw.Len()
-	}
-	return len(s.swarms), peers
+	return len(s.swarms), s.peers
 }
 
 // shard finds the part that holds infohash. SHA-1 spreads evenly by itself.
