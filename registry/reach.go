@@ -59,21 +59,39 @@ var metadata = []netip.Addr{
 	netip.MustParseAddr("fd20:ce::254"),    // Google
 }
 
-// nat64 is the prefix (RFC 6052) below which an IPv4 address has an IPv6 one.
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+// embedding are the networks in whose addresses IPv4 ones are, from a byte on: gateways
+// and tunnels take them there.
+var embedding = map[netip.Prefix]int{
+	netip.MustParsePrefix("64:ff9b::/96"):   12, // NAT64 (RFC 6052)
+	netip.MustParsePrefix("64:ff9b:1::/48"): 12, // and where it is local (RFC 8215)
+	netip.MustParsePrefix("2002::/16"):      2,  // 6to4 (RFC 3056)
+	netip.MustParsePrefix("::/96"):          12, // "IPv4-compatible" (RFC 4291, 2.5.5.1)
+}
+
+// embedded is the IPv4 address in ip, or ip itself.
+func embedded(ip netip.Addr) netip.Addr {
+	if ip = ip.Unmap().WithZone(""); ip.IsLoopback() || ip.IsUnspecified() {
+		return ip // ::1 and :: are what they are
+	}
+	for network, at := range embedding {
+		if b := ip.As16(); ip.Is6() && network.Contains(ip) {
+			return netip.AddrFrom4([4]byte(b[at : at+4]))
+		}
+	}
+	return ip
+}
 
 // forbidden tells the addresses that no registry, storage or token server may
 // have. Those of this machine are allowed to who is near.
 func forbidden(ip netip.Addr, near bool) bool {
-	ip = ip.Unmap().WithZone("")
-	if nat64.Contains(ip) {
-		b := ip.As16()
-		ip = netip.AddrFrom4([4]byte(b[12:]))
+	if !ip.IsValid() {
+		return true
 	}
+	ip = embedded(ip)
 	switch {
 	case ip.IsLoopback():
 		return !near
-	case !ip.IsValid(), ip.IsUnspecified(), ip.IsMulticast(), ip.IsLinkLocalUnicast():
+	case ip.IsUnspecified(), ip.IsMulticast(), ip.IsLinkLocalUnicast():
 		return true
 	case ip.Is4() && (ip.As4()[0] == 0 || ip.As4()[0] == 255): // "this network" reaches this machine; broadcast
 		return true
@@ -109,15 +127,37 @@ func bounded(near bool) *http.Transport {
 // proxy is called for each request, before a connection is made for it.
 func (r *reach) proxy(req *http.Request) (*url.URL, error) {
 	u, err := r.proxyOf(req)
-	if u == nil || err != nil {
-		return u, err
+	if err != nil {
+		return nil, err
 	}
-	if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && forbidden(ip, r.near) {
+	if u == nil { // a proxy may be anywhere, but is no registry
+		if _, ok := r.proxies.Load(address(req.URL)); ok {
+			return nil, &forbiddenError{req.URL.Host}
+		}
+		return nil, nil
+	}
+	if host := req.URL.Hostname(); r.forbids(host) {
 		return nil, &forbiddenError{req.URL.Host}
 	}
-	port := map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
-	r.proxies.Store(net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port, "80")), true)
+	r.proxies.Store(address(u), true)
 	return u, nil
+}
+
+// forbids tells the hosts that need not be looked up to be forbidden to a proxy. Some
+// systems take 2130706433, 0x7f.1 and 0177.0.0.1 for addresses; no name ends in a number.
+func (r *reach) forbids(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return forbidden(ip, r.near)
+	}
+	last := host[strings.LastIndexByte(strings.TrimSuffix(host, "."), '.')+1:]
+	last = strings.TrimSuffix(last, ".")
+	return last != "" && (strings.HasPrefix(last, "0x") || strings.Trim(last, "0123456789") == "")
+}
+
+// address is where u is connected to: HOST:PORT.
+func address(u *url.URL) string {
+	port := map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port, "80"))
 }
 
 func (r *reach) dial(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -23,6 +23,8 @@ func TestForbiddenAddresses(t *testing.T) {
 		{"0.0.0.0", true, true}, {"0.1.2.3", true, true}, {"::", true, true}, {"::ffff:0.0.0.0", true, true},
 		{"169.254.169.254", true, true}, {"169.254.1.1", true, true}, {"::ffff:169.254.169.254", true, true}, {"64:ff9b::a9fe:a9fe", true, true},
 		{"fe80::1", true, true}, {"fe80::1%lo", true, true}, {"fd00:ec2::254", true, true}, {"100.100.100.200", true, true}, {"168.63.129.16", true, true},
+		{"64:ff9b:1::a9fe:a9fe", true, true}, {"64:ff9b:1::7f00:1", true, false}, {"2002:a9fe:a9fe::1", true, true}, {"2002:7f00:1::", true, false},
+		{"::127.0.0.1", true, false}, {"::169.254.169.254", true, true}, {"2002:808:808::1", false, false},
 		{"224.0.0.1", true, true}, {"ff02::1", true, true}, {"255.255.255.255", true, true},
 	} {
 		ip := netip.MustParseAddr(test.ip)
@@ -179,11 +181,36 @@ func TestRedirectsToThisMachine(t *testing.T) {
 // What a proxy would connect to is looked at as far as it can be.
 func TestForbiddenAddressesThroughAProxy(t *testing.T) {
 	r := &reach{proxyOf: func(*http.Request) (*url.URL, error) { return url.Parse("http://127.0.0.1:3128") }}
-	for target, want := range map[string]bool{"https://169.254.169.254/": false, "https://127.0.0.1/": false, "https://reg.example/": true} {
+	for target, want := range map[string]bool{
+		"https://169.254.169.254/": false, "https://127.0.0.1/": false, "https://[::ffff:127.0.0.1]/": false, "https://[64:ff9b::7f00:1]:5000/": false,
+		"https://2130706433/": false, "https://0x7f000001/": false, "https://0177.0.0.1/": false, "https://127.1:5000/": false, "https://127.0.0.0x1/": false,
+		"https://127.0.0.1./": false, "https://reg.example/": true, "https://reg.example.:5000/": true, "https://8.8.8.8/": true, "https://reg1/": true,
+	} {
 		req := httptest.NewRequest("GET", target, nil)
 		if u, err := r.proxy(req); (err == nil) != want {
 			t.Errorf("proxy of %s = %v, %v", target, u, err)
 		}
+	}
+}
+
+// The operator's proxy, which may be on this machine, is no registry for all that.
+func TestTheProxyIsNoRegistry(t *testing.T) {
+	var bypass bool
+	r := &reach{proxyOf: func(*http.Request) (*url.URL, error) {
+		if bypass {
+			return nil, nil
+		}
+		return url.Parse("http://127.0.0.1:3128")
+	}}
+	if u, err := r.proxy(httptest.NewRequest("GET", "https://reg.example/", nil)); u == nil || err != nil {
+		t.Fatalf("proxy = %v, %v", u, err)
+	}
+	bypass = true // as net/http does for addresses of this machine
+	if _, err := r.proxy(httptest.NewRequest("GET", "https://127.0.0.1:3128/v2/", nil)); err == nil {
+		t.Error("a client may name the proxy as a registry")
+	}
+	if _, err := r.proxy(httptest.NewRequest("GET", "https://other.example/", nil)); err != nil {
+		t.Errorf("another registry, reached directly: %v", err)
 	}
 }
 

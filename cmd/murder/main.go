@@ -59,6 +59,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -173,7 +174,10 @@ func exitCode(err error) int {
 	}
 }
 
-// oneLine is err's text on one line, for people who grep logs.
+// oneLine is err's text on one line, for people who grep logs, without the user and password of URLs that they may have typed.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	return userinfo.ReplaceAllString(strings.Join(lines, "; "), "://...@")
 }
+
+var userinfo = regexp.MustCompile(`://[^/\s]*@`)

@@ -138,6 +138,7 @@ func (a *announce) claim(q query, field string, remote netip.Addr, port uint16) 
 		switch {
 		case err != nil, ip.IsUnspecified(), ip.IsMulticast():
 		case ip.IsLoopback() && !remote.Unmap().IsLoopback():
+		case ip.IsLinkLocalUnicast() && !remote.IsLinkLocalUnicast(): // where clouds answer machines
 		default:
 			a.addAddr(ip, port)
 		}
