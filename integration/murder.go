@@ -50,6 +50,7 @@ type daemonConfig struct {
 	DataDir  string   // a new one when empty
 	DiskSize string   // not empty puts the data folder on a disk of its own; tmpfs's size=
 	Listen   string   // 127.0.0.1:0 when empty
+	Through  []string // a program and its arguments that starts the daemon
 	Flags    []string // any others
 }
 
@@ -100,6 +101,7 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 		mount := `mkdir -p "$0" && mount -t tmpfs -o size=` + cfg.DiskSize + ` tmpfs "$0" && exec "$@"`
 		args = append([]string{"sh", "-c", mount, cfg.DataDir}, args...)
 	}
+	args = append(cfg.Through, args...)
 	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, OwnMounts: cfg.DiskSize != ""})
 	var listening struct {
 		Msg      string `json:"msg"`
