@@ -138,7 +138,7 @@ func TestNoCredentialIsWrittenDown(t *testing.T) {
 	}
 
 	// Storage away, and a registry that fails in all ways, for a mirror that has to ask.
-	for _, fail := range []http.HandlerFunc{nil, echo(403), echo(404), echo(500), echo(429), func(w http.ResponseWriter, r *http.Request) {
+	for n, fail := range []http.HandlerFunc{nil, echo(403), echo(404), echo(500), echo(429), func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "https://u:"+planted["userinfo"]+"@169.254.169.254/?X-Signature="+planted["signature"], http.StatusFound)
 	}} {
 		v.fail = fail
@@ -151,7 +151,7 @@ func TestNoCredentialIsWrittenDown(t *testing.T) {
 				t.Errorf("blob %d = %d, want a failure", i, a.Status)
 			}
 			if fail == nil || a.Status >= 500 {
-				note(fmt.Sprint("failure ", a.Status, i), a)
+				note(fmt.Sprintf("failure %d, blob %d", n, i), a)
 			}
 		}
 	}
