@@ -335,7 +335,7 @@ func wholeSize(resp *http.Response, off int64) (int64, error) {
 		return 0, Unavailable("asked for bytes from %d, got Content-Range %q", off, clip(contentRange))
 	}
 	size, err := strconv.ParseInt(total, 10, 64)
-	if err != nil {
+	if err != nil || size <= off {
 		return 0, Unavailable("Content-Range %q does not tell the size", clip(contentRange))
 	}
 	return size, nil

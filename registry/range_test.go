@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -91,6 +93,24 @@ func FuzzParseRange(f *testing.F) {
 			}
 		case off < 0 || n < 1 || off+n > size || off+n < off:
 			t.Errorf("section %d, %d lies outside of %d", off, n, size)
+		}
+	})
+}
+
+// FuzzContentRange reads what registries say of the section they send.
+func FuzzContentRange(f *testing.F) {
+	f.Add("bytes 10-99/100", int64(10), int64(90))
+	f.Add("bytes 10-99/*", int64(10), int64(-1))
+	f.Add("bytes 0-0/99999999999999999999", int64(0), int64(1))
+	f.Add("bytes 1-2", int64(1), int64(2))
+	f.Fuzz(func(t *testing.T, contentRange string, off, length int64) {
+		resp := &http.Response{StatusCode: http.StatusPartialContent, ContentLength: length, Header: http.Header{"Content-Range": {contentRange}}}
+		size, err := wholeSize(resp, off)
+		if err == nil && !strings.HasPrefix(contentRange, fmt.Sprintf("bytes %d-", off)) {
+			t.Errorf("%q is taken for a section from %d on", contentRange, off)
+		}
+		if err == nil && size <= off {
+			t.Errorf("%q: byte %d of a blob of %d", contentRange, off, size)
 		}
 	})
 }
