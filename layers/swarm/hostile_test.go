@@ -420,3 +420,42 @@ type remoteConn struct {
 func (c remoteConn) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.addr))
 }
+
+// A peer that sends a chunk now and then, so that it is never silent, holds up nobody: what
+// it owes is had of others.
+func TestTricklingPeerHoldsUpNobody(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(4<<20, 74)
+	m := fill(t, testStore(t), blob)
+	h := newHost(t, Config{})
+	p, fetched := h.begun(t, m, tr.url)
+	s := callFrom(t, "127.0.0.8", h, m.InfoHash(), [20]byte{'t'})
+	s.say(appendSignal(appendSignal(nil, pp.HaveAll), pp.Unchoke))
+	asked := make(chan request, 1000)
+	go func() {
+		defer close(asked)
+		for b, ok := s.next(); ok; b, ok = s.next() {
+			if len(b) == 13 && pp.MessageType(b[0]) == pp.Request {
+				asked <- request{binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:]), binary.BigEndian.Uint32(b[9:])}
+			}
+		}
+	}()
+	first := <-asked
+	go func() {
+		for r, ok := first, true; ok; r, ok = <-asked {
+			off := int64(r.index)*m.PieceLength() + int64(r.begin)
+			if s.say(chunkOf(r.index, r.begin, blob[off:off+int64(r.length)])) != nil {
+				return
+			}
+			time.Sleep(2 * time.Second) // it is slow
+		}
+	}()
+	newHost(t, Config{Seeder: true}).share(t, blob, tr.url)
+	if err := <-fetched; err != nil {
+		t.Fatalf("Fetch = %v", err)
+	}
+	mustEqual(t, "host", h.read(t, p), blob)
+	if fromPeers, _ := h.Received(m.Digest()); fromPeers > m.Size()/4 {
+		t.Errorf("%d bytes were waited for from who trickles", fromPeers)
+	}
+}
