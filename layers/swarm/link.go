@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -176,19 +177,22 @@ func (l *link) chunk(b []byte) error {
 	return noEOF(err)
 }
 
-// send writes head and then n bytes of f from off on. It works in buf where it needs
-// one, and returns it for the next time.
-func (l *link) send(head []byte, f *os.File, off, n int64, buf []byte) ([]byte, error) {
+// sendBuffers hold what is sent through this process: heads and chunks.
+var sendBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// send writes head and then n bytes of f from off on.
+func (l *link) send(head []byte, f *os.File, off, n int64) error {
 	if l.tcp != nil {
-		return buf, sendFile(l.tcp, head, f, off, n)
+		return sendFile(l.tcp, head, f, off, n)
 	}
-	buf = append(buf[:0], head...)
-	buf = slices.Grow(buf, int(n))[:len(head)+int(n)]
-	if _, err := f.ReadAt(buf[len(head):], off); err != nil {
-		return buf, fmt.Errorf("read what a peer asked for: %w", err)
+	buf := sendBuffers.Get().(*[]byte)
+	defer sendBuffers.Put(buf)
+	*buf = slices.Grow(append((*buf)[:0], head...), int(n))[:len(head)+int(n)]
+	if _, err := f.ReadAt((*buf)[len(head):], off); err != nil {
+		return fmt.Errorf("read what a peer asked for: %w", err)
 	}
-	_, err := l.w.Write(buf)
-	return buf, err
+	_, err := l.w.Write(*buf)
+	return err
 }
 
 // remote is the far end's address.

@@ -167,7 +167,7 @@ func (p *peer) read(ctx context.Context) error {
 func (p *peer) write(ctx context.Context) error {
 	alive := time.NewTicker(keepAliveEvery)
 	defer alive.Stop()
-	var buf, data []byte
+	var buf []byte
 	for {
 		select {
 		case <-p.wake:
@@ -186,7 +186,7 @@ func (p *peer) write(ctx context.Context) error {
 			buf = head
 			var err error
 			if ok {
-				data, err = p.serve(ctx, head, req, data)
+				err = p.serve(ctx, head, req)
 			} else if err = p.limitInfo(ctx, head); err == nil {
 				err = p.say(head)
 			}
@@ -216,20 +216,20 @@ func (p *peer) say(b []byte) error {
 }
 
 // serve sends head and the chunk that req asks for.
-func (p *peer) serve(ctx context.Context, head []byte, req request, buf []byte) ([]byte, error) {
+func (p *peer) serve(ctx context.Context, head []byte, req request) error {
 	if err := limited(ctx, p.x.client.cfg.Upload, int(req.length)); err != nil {
-		return buf, err
+		return err
 	}
 	// Only now: what the limit made us wait was not the peer's fault.
 	if err := p.conn.SetWriteDeadline(time.Now().Add(maxSlow)); err != nil {
-		return buf, err
+		return err
 	}
 	off := int64(req.index)*p.x.torrent.PieceLength() + int64(req.begin)
-	buf, err := p.send(appendPiece(head, req), p.x.file, off, int64(req.length), buf)
+	err := p.send(appendPiece(head, req), p.x.file, off, int64(req.length))
 	if err == nil {
 		p.x.wrote(p, req)
 	}
-	return buf, err
+	return err
 }
 
 // limited lets n bytes through what l allows.
