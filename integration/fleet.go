@@ -14,12 +14,14 @@ type fleet struct {
 	Registry *testRegistry
 	Seeder   *daemon
 	Mirrors  []*daemon
+	certs    *certs
 }
 
 // fleetConfig says what the fleet is made of.
 type fleetConfig struct {
 	Registry    registryConfig
 	Mirrors     int
+	Certs       *certs // of all daemons; nil = no TLS
 	SeederFlags []string
 	MirrorFlags []string
 }
@@ -28,8 +30,8 @@ type fleetConfig struct {
 // default registry, for engines that cannot name one.
 func startFleet(t testing.TB, cfg fleetConfig) *fleet {
 	t.Helper()
-	f := &fleet{Registry: startRegistry(t, cfg.Registry)}
-	f.Seeder = startSeeder(t, daemonConfig{Insecure: []string{f.name()}, Default: f.name(), Flags: cfg.SeederFlags})
+	f := &fleet{Registry: startRegistry(t, cfg.Registry), certs: cfg.Certs}
+	f.Seeder = startSeeder(t, daemonConfig{Insecure: []string{f.name()}, Default: f.name(), Certs: f.certs, Flags: cfg.SeederFlags})
 	for range cfg.Mirrors {
 		f.Mirrors = append(f.Mirrors, f.addMirror(t, cfg.MirrorFlags...))
 	}
@@ -42,7 +44,7 @@ func (f *fleet) name() string { return strings.TrimSuffix(f.Registry.Addr, ":80"
 // addMirror starts one more mirror.
 func (f *fleet) addMirror(t testing.TB, flags ...string) *daemon {
 	t.Helper()
-	return startMirror(t, daemonConfig{Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, Default: f.name(), Flags: flags})
+	return startMirror(t, daemonConfig{Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, Default: f.name(), Certs: f.certs, Flags: flags})
 }
 
 // checkEachBlobOnce fails the test unless the registry has sent each blob

@@ -51,6 +51,7 @@ type daemonConfig struct {
 	DiskSize string   // not empty puts the data folder on a disk of its own; tmpfs's size=
 	Listen   string   // 127.0.0.1:0 when empty
 	Through  []string // a program and its arguments that starts the daemon
+	Certs    *certs   // TLS between murders, when not nil
 	Flags    []string // any others
 }
 
@@ -60,10 +61,11 @@ type daemon struct {
 	Addr     string // host:port of the HTTP API
 	PeerAddr string // host:port of BitTorrent
 	DataDir  string
+	scheme   string
 }
 
 // URL is the daemon as --seeder and --mirror name it.
-func (d *daemon) URL() string { return "http://" + d.Addr }
+func (d *daemon) URL() string { return d.scheme + "://" + d.Addr }
 
 // startSeeder starts `murder seeder`.
 func startSeeder(t testing.TB, cfg daemonConfig) *daemon {
@@ -96,6 +98,13 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	if cfg.Default != "" {
 		args = append(args, "--default-registry", cfg.Default)
 	}
+	scheme := "http"
+	if cfg.Certs != nil {
+		args = append(args, cfg.Certs.flags()...)
+		if role == "seeder" {
+			scheme = "https"
+		}
+	}
 	args = append(args, cfg.Flags...)
 	if cfg.DiskSize != "" {
 		mount := `mkdir -p "$0" && mount -t tmpfs -o size=` + cfg.DiskSize + ` tmpfs "$0" && exec "$@"`
@@ -111,7 +120,7 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	p.waitLine(t, "its address", func(line string) bool {
 		return json.Unmarshal([]byte(line), &listening) == nil && listening.Msg == "listening"
 	})
-	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir}
+	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir, scheme: scheme}
 }
 
 // Blob is the URL of a blob of an upstream's repository, as containerd asks.

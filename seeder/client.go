@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -30,6 +31,9 @@ type ClientConfig struct {
 	// second, which is what a pull may lose by it. Tests that share a busy machine
 	// with a seeder which is well set more.
 	Patience time.Duration
+	// DialTLS connects to a seeder of https; nil = as the system's CAs have it, with
+	// no certificate of our own.
+	DialTLS func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client asks a seeder on behalf of pullers. Through its Upstream it answers
@@ -44,7 +48,7 @@ type Client struct {
 
 // NewClient returns a Client that is safe for concurrent use.
 func NewClient(cfg ClientConfig) *Client {
-	health := newPatience(cfg.Patience, cfg.URL.JoinPath("/livez").String())
+	health := newPatience(cfg)
 	client := registry.NewClient(registry.ClientConfig{Via: cfg.URL, Allow: cfg.Allow, Transport: health, Idle: 10 * cfg.Patience})
 	return &Client{Upstream: client, client: client, url: cfg.URL, health: health}
 }

@@ -1,6 +1,7 @@
 package seeder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,19 +89,18 @@ type patience struct {
 	heard    atomic.Int64  // how often anything has come from the seeder
 }
 
-// newPatience returns a patience of so long; 0 means defaultPatience.
-func newPatience(long time.Duration, livez string) *patience {
-	if long == 0 {
-		long = defaultPatience
-	}
+// newPatience returns that of a client; 0 means defaultPatience.
+func newPatience(cfg ClientConfig) *patience {
+	long := cmp.Or(cfg.Patience, defaultPatience)
 	transport := func() *http.Transport {
 		t := registry.Transport()
 		t.Proxy = nil // seeders are neighbours, not the internet
 		t.DialContext = (&net.Dialer{Timeout: 3 * long}).DialContext
+		t.DialTLSContext = cfg.DialTLS
 		t.ResponseHeaderTimeout = answerPatience * long
 		return t
 	}
-	return &patience{requests: transport(), probes: transport(), livez: livez, every: long / 20}
+	return &patience{requests: transport(), probes: transport(), livez: cfg.URL.JoinPath("/livez").String(), every: long / 20}
 }
 
 // probe returns nil when /livez answers in time.

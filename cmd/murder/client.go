@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/murderp2p/murder/cmd/murder/mtls"
 )
 
 // defaultMirror is where the mirror of this host listens unless told otherwise.
@@ -32,8 +34,8 @@ type client struct {
 	http  *http.Client
 }
 
-// newClient is for the daemon at base, as [mirrorURL] returns it, and the token in its --api-token-file, if any. Proxies of the environment are not used: they lead to the world, and
-// mirrors are at home.
+// newClient is for the daemon at base, as [mirrorURL] returns it, and the token in its --api-token-file, if any. Proxies of the environment
+// are not used: they lead to the world, and mirrors are at home.
 func newClient(base, token string) *client {
 	return &client{base: base, token: token, http: &http.Client{Transport: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
@@ -41,6 +43,11 @@ func newClient(base, token string) *client {
 		ResponseHeaderTimeout: answerTimeout,
 		IdleConnTimeout:       time.Minute,
 	}}}
+}
+
+// identify has the client show a certificate to daemons that are asked by https.
+func (c *client) identify(id *mtls.Identity) {
+	c.http.Transport.(*http.Transport).DialTLSContext = id.DialHTTPS
 }
 
 func (c *client) close() { c.http.CloseIdleConnections() }
@@ -167,6 +174,7 @@ type statusReport struct {
 	DefaultRegistry    string         `json:"default_registry"`
 	InsecureRegistries []string       `json:"insecure_registries"`
 	Seeders            []seederStatus `json:"seeders"`
+	TLS                *tlsStatus     `json:"tls,omitempty"`
 	Cache              cacheStatus    `json:"cache"`
 	Totals             totalsStatus   `json:"totals"`
 	TorrentsActive     int            `json:"torrents_active"`
@@ -190,6 +198,12 @@ type seederStatus struct {
 	OK      bool      `json:"ok"`
 	Error   string    `json:"error"`
 	Checked time.Time `json:"checked"`
+}
+
+// tlsStatus is the certificate that a daemon shows others.
+type tlsStatus struct {
+	Certificate string    `json:"certificate"` // the file
+	Expires     time.Time `json:"expires"`
 }
 
 // cacheStatus counts bytes of whole blobs; a limit of 0 is none.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/cmd/murder/gate"
+	"github.com/murderp2p/murder/cmd/murder/mtls"
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/registry"
@@ -46,8 +48,9 @@ type daemon struct {
 	metrics  *prometheus.Registry
 	dataDir  string // absolute: who asks for the status may be in another folder
 	insecure []string
-	upload   *rate.Limiter // of what peers and mirrors are served; nil = no limit
-	download *rate.Limiter // of what comes in; nil = no limit
+	tls      *mtls.Identity // nil = none
+	upload   *rate.Limiter  // of what peers and mirrors are served; nil = no limit
+	download *rate.Limiter  // of what comes in; nil = no limit
 	cli      *cli.Context
 	log      *slog.Logger
 
@@ -81,6 +84,9 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if d.insecure, err = parseRegistries(listFlag(c, "insecure-registry")); err != nil {
 		return nil, err
 	}
+	if err := d.openTLS(); err != nil {
+		return nil, err
+	}
 	if d.gate, err = d.openGate(); err != nil {
 		return nil, err
 	}
@@ -99,23 +105,34 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	peers, err := net.Listen("tcp", c.String("peer-listen"))
-	if err != nil {
-		return nil, fmt.Errorf("listen for peers: %w", err)
-	}
-	d.swarm, err = swarm.Open(swarm.Config{
-		Listener: peers, Advertise: parseAdvertise(c.String("advertise")), Seeder: role == "seeder",
-		Zone: c.String("zone"), Version: buildVersion(), Log: d.log,
-		Upload: d.upload, Download: d.download,
-	})
-	if err != nil {
+	if d.swarm, err = d.openSwarm(); err != nil {
 		return nil, err
 	}
 	d.listener, err = gate.Listen(c.String("listen"))
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
+	if d.tls != nil && role == "seeder" { // a mirror's is for the engines on its host
+		d.listener = tls.NewListener(d.listener, d.tls.HTTPS())
+	}
 	return d, nil
+}
+
+// openSwarm listens for peers, and finds others.
+func (d *daemon) openSwarm() (*swarm.Client, error) {
+	peers, err := net.Listen("tcp", d.cli.String("peer-listen"))
+	if err != nil {
+		return nil, fmt.Errorf("listen for peers: %w", err)
+	}
+	cfg := swarm.Config{
+		Listener: peers, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
+		Zone: d.cli.String("zone"), Version: buildVersion(), Log: d.log,
+		Upload: d.upload, Download: d.download,
+	}
+	if d.tls != nil {
+		cfg.Listener, cfg.Dial, cfg.DialTLS = d.tls.PeerListener(peers), d.tls.DialPeer, d.tls.DialHTTPS
+	}
+	return swarm.Open(cfg)
 }
 
 // run serves until the command's context ends, and then ends in order: no new
@@ -130,7 +147,7 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 	}
 	d.limit(server)
 	d.log.Info("listening", "role", d.role, "addr", d.listener.Addr().String(), "peer_addr", d.swarm.Addr().String(),
-		"data_dir", d.dataDir, "version", buildVersion())
+		"tls", d.tls != nil, "data_dir", d.dataDir, "version", buildVersion())
 	group, ctx := errgroup.WithContext(d.cli.Context)
 	group.Go(func() error { return p.Run(ctx) })
 	group.Go(func() error {

@@ -100,6 +100,7 @@ func (d *doctor) examine(ctx context.Context) {
 	report, ok := d.checkMirror(ctx)
 	if ok {
 		d.checkSeeders(report)
+		d.checkCertificate(report)
 		d.checkRegistries(ctx, report)
 		d.checkPeerPort(ctx, report)
 	}
@@ -162,6 +163,26 @@ func (d *doctor) checkSeeders(r statusReport) {
 		default:
 			d.found("seeder", stateFail, mendSeeder, "%s does not answer the mirror: %s", s.URL, s.Error)
 		}
+	}
+}
+
+// renewWithin is when a certificate's end is worth a warning.
+const renewWithin = 7 * 24 * time.Hour
+
+// checkCertificate sees whether others still accept what the mirror shows them.
+func (d *doctor) checkCertificate(r statusReport) {
+	const mend = "put a new one in its place; the mirror takes it up without a restart"
+	if r.TLS == nil {
+		return
+	}
+	until := r.TLS.Expires.Local().Format(time.DateTime)
+	switch left := time.Until(r.TLS.Expires); {
+	case left <= 0:
+		d.found("tls", stateFail, mend, "the certificate %s expired at %s: seeders and peers refuse the mirror", r.TLS.Certificate, until)
+	case left < renewWithin:
+		d.found("tls", stateWarn, mend, "the certificate %s expires at %s", r.TLS.Certificate, until)
+	default:
+		d.found("tls", stateOK, "", "the certificate %s is good until %s", r.TLS.Certificate, until)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/cmd/murder/gate"
+	"github.com/murderp2p/murder/cmd/murder/mtls"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -76,6 +77,9 @@ func (d *daemon) openGate() (*gate.Gate, error) {
 			return nil, err
 		}
 		g.Names = append(names, ownNames(d.cli.String("listen"))...)
+	}
+	if d.role == "seeder" && d.tls != nil {
+		g.Identified = mtls.Identified
 	}
 	file := d.cli.String("api-token-file")
 	if file == "" {

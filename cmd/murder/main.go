@@ -13,6 +13,7 @@
 //	murder status     what is here and in flight; for an image, where each layer's bytes came from and why
 //	murder setup      points containerd, Docker or podman at the mirror
 //	murder doctor     checks mirror, seeder, registry, engine and disk, and says what to mend
+//	murder certs      makes a CA and host certificates for TLS between mirrors and seeders
 //	murder demo       a registry, a seeder and a fleet of mirrors on loopback, and an image pulled through them
 //	murder version    what this binary was built from
 //
@@ -44,6 +45,9 @@
 //
 // The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker); the mirror POST /v1/prefetch and /v1/pins
 // (GET, POST, DELETE). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
+//
+// With --tls-cert, --tls-key and --tls-ca the seeder speaks HTTPS and answers only who shows a certificate of that CA, but for health
+// and metrics; BitTorrent on both is inside mutual TLS. The mirror's own HTTP, for the engines of its host, stays as it is.
 //
 // # Logs, results, exit codes
 //
@@ -128,6 +132,7 @@ func commands() []*cli.Command {
 		statusCommand(),
 		setupCommand(),
 		doctorCommand(),
+		certsCommand(),
 		demoCommand(),
 		versionCommand(),
 	}

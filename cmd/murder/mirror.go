@@ -31,7 +31,7 @@ func runMirror(c *cli.Context) error {
 		d.close()
 		return err
 	}
-	seeders, err := seederClients(listFlag(c, "seeder"), upstreams.Allow)
+	seeders, err := d.seederClients(upstreams.Allow)
 	if err != nil {
 		d.close()
 		return err
@@ -66,15 +66,19 @@ func pinsOf(mirror *proxy.Mirror) []pinStatus {
 	return pins
 }
 
-// seederClients ask the seeders at urls, about registries that are allowed.
-func seederClients(urls, allow []string) ([]proxy.Seeder, error) {
+// seederClients ask the seeders of --seeder, about registries that are allowed.
+func (d *daemon) seederClients(allow []string) ([]proxy.Seeder, error) {
 	var clients []proxy.Seeder
-	for _, text := range urls {
+	for _, text := range listFlag(d.cli, "seeder") {
 		u, err := url.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("seeder %q: %w", text, err)
 		}
-		clients = append(clients, seeder.NewClient(seeder.ClientConfig{URL: u, Allow: allow}))
+		cfg := seeder.ClientConfig{URL: u, Allow: allow}
+		if d.tls != nil {
+			cfg.DialTLS = d.tls.DialHTTPS
+		}
+		clients = append(clients, seeder.NewClient(cfg))
 	}
 	return clients, nil
 }

@@ -34,6 +34,9 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 		Pins:           pins,
 		Blobs:          d.blobs(ledger, digests),
 	}
+	if d.tls != nil {
+		s.TLS = &tlsStatus{Certificate: d.tls.CertFile(), Expires: d.tls.Expires()}
+	}
 	s.Totals.Received = sourcesOf(received)
 	s.Totals.Sent.Peer, s.Totals.Sent.Client = stats.Sent, served
 	w.Header().Set("Content-Type", "application/json")

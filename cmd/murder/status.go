@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"runtime"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,14 +26,15 @@ func statusCommand() *cli.Command {
 		Usage:     "what is here and in flight; for an image, where each layer's bytes came from and why",
 		ArgsUsage: "[IMAGE or DIGEST]",
 		Description: "Without an argument all that the mirror has and fetches, the latest first. With an IMAGE its config and layers on this\n" +
-			"mirror, and with a DIGEST that blob. A seeder answers too: --mirror http://SEEDER:7070.",
-		Flags: []cli.Flag{
+			"mirror, and with a DIGEST that blob. A seeder answers too: --mirror http://SEEDER:7070,\n" +
+			"or https:// with the --tls flags of the daemons.",
+		Flags: append([]cli.Flag{
 			textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
 			textOf("platform", "", "`OS/ARCH` that is meant of a multi-platform image (default: this machine's)", checkOnePlatform),
 			listOf("insecure-registry", "`HOST:PORT` of a registry whose token server may be given credentials without TLS (repeatable)", checkRegistry),
 			apiTokenFlag(),
 			outputFlag(),
-		},
+		}, tlsFlags()...),
 		Action: statusAction,
 	}
 }
@@ -57,6 +60,12 @@ func statusAction(c *cli.Context) error {
 	}
 	daemon := newClient(base, token)
 	defer daemon.close()
+	switch id, err := openTLS(c, slog.New(slog.DiscardHandler)); {
+	case err != nil:
+		return err
+	case id != nil:
+		daemon.identify(id)
+	}
 	arg := c.Args().First()
 	if arg == "" {
 		return wholeStatus(c, daemon)
@@ -116,6 +125,9 @@ func (r statusReport) print(w io.Writer) error {
 			state = "DOES NOT ANSWER: " + s.Error
 		}
 		fmt.Fprintf(t, "seeder\t%s %s\n", s.URL, state)
+	}
+	if r.TLS != nil {
+		fmt.Fprintf(t, "certificate\t%s, good until %s\n", r.TLS.Certificate, r.TLS.Expires.Local().Format(time.DateTime))
 	}
 	fmt.Fprintf(t, "received\t%s\n", r.Totals.Received.orNothing())
 	fmt.Fprintf(t, "sent\t%s to peers, %s to clients\n", bytesText(r.Totals.Sent.Peer), bytesText(r.Totals.Sent.Client))

@@ -108,14 +108,13 @@ type post struct {
 }
 
 func newAnnouncers(cfg Config, port uint16, peerID [20]byte) *announcers {
-	if cfg.HTTP == nil {
-		cfg.HTTP = &http.Client{Transport: &http.Transport{
-			MaxIdleConnsPerHost: 2,                // each costs the tracker 20 KiB
-			IdleConnTimeout:     90 * time.Second, // outlasts an interval
-		}}
-	}
+	client := &http.Client{Transport: &http.Transport{
+		DialTLSContext:      cfg.DialTLS,
+		MaxIdleConnsPerHost: 2,                // each costs the tracker 20 KiB
+		IdleConnTimeout:     90 * time.Second, // outlasts an interval
+	}}
 	return &announcers{
-		ask: tracker{http: cfg.HTTP, port: port, peerID: peerID, zone: cfg.Zone, advertise: cfg.Advertise},
+		ask: tracker{http: client, port: port, peerID: peerID, zone: cfg.Zone, advertise: cfg.Advertise},
 		log: cfg.Log, each: make(map[string]*announcer),
 	}
 }

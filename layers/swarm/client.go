@@ -28,7 +28,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -60,9 +59,9 @@ type Config struct {
 	// Upload and Download bound what goes over all connections, together with
 	// whatever else shares the limiters. nil means no limit.
 	Upload, Download *rate.Limiter
-	// HTTP asks the trackers. nil means a client of its own; it is given a
-	// timeout per announce either way.
-	HTTP *http.Client
+	// DialTLS connects to trackers of https. nil means as the system's CAs have it,
+	// with no certificate of our own.
+	DialTLS func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Log hears of peers that send wrong bytes (Warn) and of connections (Debug).
 	// nil means slog.Default().
 	Log *slog.Logger

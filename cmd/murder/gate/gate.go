@@ -8,6 +8,7 @@
 //     leads here (DNS rebinding);
 //   - from other hosts, questions and orders to the daemon itself, unless they
 //     show the operator's token;
+//   - where the fleet has certificates, whoever shows none;
 //   - bodies where there is none to be sent.
 //
 // Beside it stand the bounds on connections (see [Connections] and [Listen]).
@@ -38,7 +39,10 @@ type Gate struct {
 	// Token is what callers of the own API show; nil = none is needed, and
 	// none helps, but they must be on this machine.
 	Token *Token
-	Log   *slog.Logger
+	// Identified tells of a request whether it comes from one of the fleet, which
+	// alone may ask for more than health and metrics; nil = all may.
+	Identified func(*http.Request) bool
+	Log        *slog.Logger
 }
 
 // bodyTime is how long a body may take that is of no use here. Go's server
@@ -76,6 +80,8 @@ func (g *Gate) judge(r *http.Request, path string, own bool) error {
 		return refusal(http.StatusBadRequest, registry.CodeUnsupported, "a %s has no body", r.Method)
 	case open(path):
 		return nil
+	case g.Identified != nil && !g.Identified(r):
+		return refusal(http.StatusForbidden, registry.CodeDenied, "only who shows a certificate of this fleet's CA is answered; murder's flags for it are --tls-cert, --tls-key and --tls-ca")
 	case !g.known(r.Host):
 		return refusal(http.StatusForbidden, registry.CodeDenied,
 			"this mirror does not go by the name %.80q; if it should, start it with --allow-host, or ask it by its IP address", hostOf(r.Host))

@@ -272,3 +272,28 @@ func TestTooManyConnections(t *testing.T) {
 		}
 	}
 }
+
+// Where the fleet has certificates, who shows none gets health and metrics, and nothing
+// else, token or not.
+func TestWhoShowsNoCertificate(t *testing.T) {
+	g := newGate(t, true)
+	shown := false
+	g.Identified = func(*http.Request) bool { return shown }
+	for _, path := range []string{"/livez", "/readyz", "/healthz", "/metrics"} {
+		if w := ask(g, http.MethodGet, path, afar); w.Code != 200 {
+			t.Errorf("%s = %d", path, w.Code)
+		}
+	}
+	inside := []string{"/", "/v2/", "/v2/a/blobs/x", "/announce", "/scrape", "/v1/status", "/v1/torrents/x", "/livez/../announce", "//announce"}
+	for _, path := range inside {
+		if w := ask(g, http.MethodGet, path, bearer); w.Code != 403 || !strings.Contains(w.Body.String(), "certificate") {
+			t.Errorf("%s = %d %s, want 403 that says why", path, w.Code, w.Body)
+		}
+	}
+	shown = true
+	for _, path := range inside {
+		if w := ask(g, http.MethodGet, path, bearer); w.Code != 200 {
+			t.Errorf("%s with a certificate = %d %s", path, w.Code, w.Body)
+		}
+	}
+}
