@@ -48,6 +48,7 @@ type options struct {
 	noLibrary      bool
 	noDirect, keep bool
 	timeline       bool
+	tls            bool
 	murder, out    string
 	profile        string // folder, or "" for none
 	logLevel       string
@@ -77,6 +78,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.BoolVar(&o.noDirect, "no-direct", false, "leave out the pulls straight from the registry")
 	flags.BoolVar(&o.keep, "keep", false, "keep data and logs of the runs")
 	flags.BoolVar(&o.timeline, "timeline", false, "print how busy the cables were, second by second")
+	flags.BoolVar(&o.tls, "tls", false, "mutual TLS between mirrors and seeders, with certificates of murder certs")
 	flags.StringVar(&o.murder, "murder", "bin/murder", "murder's binary")
 	flags.StringVar(&o.out, "out", "bin/lab", "folder of the JSON files")
 	flags.StringVar(&o.profile, "profile", "", "folder for profiles of daemons that were built with the tag labprofile")
@@ -125,6 +127,7 @@ type lab struct {
 	storage string // the registry's folder
 	library string // the binary of the program in lab/library; built when it is wanted
 	version string
+	certs   certs // with -tls
 	cores   int
 	images  map[string]image // in storage, by tag
 	results []result         // of the runs so far
@@ -186,6 +189,12 @@ func openLab(ctx context.Context, o options) (*lab, error) {
 		return nil, err
 	}
 	l.storage = filepath.Join(l.dir, "registry")
+	if l.tls {
+		l.version += ", with TLS"
+		if err := l.makeCerts(ctx); err != nil {
+			return nil, errors.Join(err, l.close())
+		}
+	}
 	return l, nil
 }
 

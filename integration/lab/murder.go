@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -76,7 +77,7 @@ func (f *murderFleet) daemon(ctx context.Context, m *machine, role, name, comman
 	args := append([]string{f.lab.murder, command,
 		"--listen", fmt.Sprintf(":%d", port), "--peer-listen", fmt.Sprintf(":%d", peerPort),
 		"--data-dir", filepath.Join(f.dir, name), "--cache-size", "0",
-		"--insecure-registry", registryName(registryAddr), "--log-level", f.lab.logLevel}, flags...)
+		"--insecure-registry", registryName(registryAddr), "--log-level", f.lab.logLevel}, slices.Concat(f.lab.certs.flags, flags)...)
 	p, err := f.start(m, role, name, pipes{}, f.lab.profiled(name, args)...)
 	if err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func (f *murderFleet) startSeeder(ctx context.Context, m *machine) error {
 	if err != nil || f.plan.Cold {
 		return err
 	}
-	p := newPuller(m, seederURL(m), registryName(registryAddr))
+	p := f.lab.askSeeder(m)
 	defer p.close()
 	if _, err := p.pullImage(ctx, f.image); err != nil {
 		return fmt.Errorf("warm the seeder: %w", err)
@@ -109,8 +110,6 @@ func (f *murderFleet) startSeeder(ctx context.Context, m *machine) error {
 	return nil
 }
 
-func seederURL(m *machine) string { return fmt.Sprintf("http://%s:%d", m.addr, seederPort) }
-
 // zoneFlag names a zone, where there are two.
 func (f *murderFleet) zoneFlag(zone int) []string {
 	if f.plan.Cable == 0 {
@@ -123,7 +122,7 @@ func (f *murderFleet) startMirror(ctx context.Context, i int) error {
 	m := f.hosts[i]
 	flags := f.zoneFlag(f.plan.Hosts[i].Zone)
 	for _, seeder := range f.seeders() {
-		flags = append(flags, "--seeder", seederURL(seeder))
+		flags = append(flags, "--seeder", f.lab.seederURL(seeder))
 	}
 	p, err := f.daemon(ctx, m, roleHosts, fmt.Sprintf("mirror%02d", i), "mirror", mirrorPort, mirrorPeerPort, flags...)
 	if err != nil {
@@ -166,7 +165,7 @@ func (f *murderFleet) close() {
 func (f *murderFleet) payload(ctx context.Context) (payload, error) {
 	var sum payload
 	for _, machine := range f.seeders() {
-		seeder := newPuller(machine, seederURL(machine), "")
+		seeder := f.lab.askSeeder(machine)
 		defer seeder.close()
 		m, err := readMetrics(ctx, seeder)
 		if err != nil {
