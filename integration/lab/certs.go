@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // certs are one certificate that serves for all machines of a lab.
@@ -42,16 +44,16 @@ func (l *lab) makeCerts(ctx context.Context) error {
 }
 
 // seederURL is how mirrors ask the seeder on m.
-func (l *lab) seederURL(m *machine) string {
+func (l *lab) seederURL(m *netlab.Machine) string {
 	scheme := "http"
 	if l.tls {
 		scheme = "https"
 	}
-	return fmt.Sprintf("%s://%s:%d", scheme, m.addr, seederPort)
+	return fmt.Sprintf("%s://%s:%d", scheme, m.Addr, seederPort)
 }
 
 // askSeeder is a client on a seeder's machine.
-func (l *lab) askSeeder(m *machine) *puller {
+func (l *lab) askSeeder(m *netlab.Machine) *puller {
 	p := newPuller(m, l.seederURL(m), registryName(registryAddr))
 	p.http.Transport.(*http.Transport).TLSClientConfig = l.certs.client
 	return p

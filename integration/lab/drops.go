@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // drops are frames that found a queue full.
@@ -13,13 +15,13 @@ type drops struct {
 	Switch int64 // in front of the switch's, which is where many send to one
 }
 
-// drops counts what the queues of the network have dropped since they were made.
-func (w *network) drops() (d drops, err error) {
-	if d.Switch, err = w.hub.dropped(); err != nil {
+// readDrops counts what the queues of the network have dropped since they were made.
+func readDrops(w *netlab.Network) (d drops, err error) {
+	if d.Switch, err = dropped(w.Hub); err != nil {
 		return d, err
 	}
-	for _, m := range w.machines {
-		n, err := m.dropped()
+	for _, m := range w.Machines {
+		n, err := dropped(m.Namespace)
 		if err != nil {
 			return d, err
 		}
@@ -29,9 +31,9 @@ func (w *network) drops() (d drops, err error) {
 }
 
 // dropped adds up the drops of all queues in n.
-func (n *namespace) dropped() (sum int64, err error) {
+func dropped(n *netlab.Namespace) (sum int64, err error) {
 	var out []byte
-	err = n.do(func() (err error) {
+	err = n.Do(func() (err error) {
 		out, err = exec.Command("tc", "-s", "-j", "qdisc", "show").Output()
 		return err
 	})

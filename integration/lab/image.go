@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // repository is where the lab's images are in its registry.
@@ -73,7 +75,7 @@ func (l *noise) blob() blob { return blob{digest.Digest(l.digest.String()), l.si
 
 // pushImage pushes an image with a layer for each size to the registry on m.
 // The same tag and sizes give the same image.
-func pushImage(ctx context.Context, m *machine, tag string, sizes []int64) (image, error) {
+func pushImage(ctx context.Context, m *netlab.Machine, tag string, sizes []int64) (image, error) {
 	pushed := image{Tag: tag}
 	built := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	for i, size := range sizes {
@@ -91,7 +93,7 @@ func pushImage(ctx context.Context, m *machine, tag string, sizes []int64) (imag
 		return pushed, err
 	}
 	pushed.Config = blob{digest.FromBytes(config), int64(len(config))}
-	ref, err := name.NewTag(fmt.Sprintf("%s/%s:%s", registryName(m.addr), repository, tag), name.Insecure)
+	ref, err := name.NewTag(fmt.Sprintf("%s/%s:%s", registryName(m.Addr), repository, tag), name.Insecure)
 	if err != nil {
 		return pushed, err
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/anacrolix/torrent/bencode"
 	"github.com/anacrolix/torrent/metainfo"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // libraryFleet is the swarm on the library's own client: lab/library as
@@ -121,7 +123,7 @@ func (f *libraryFleet) writeTorrent() error {
 }
 
 // startPeer starts lab/library on m and waits until it listens.
-func (f *libraryFleet) startPeer(ctx context.Context, m *machine, role, name string) (*libraryPeer, error) {
+func (f *libraryFleet) startPeer(ctx context.Context, m *netlab.Machine, role, name string) (*libraryPeer, error) {
 	stdin, commands, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -145,12 +147,12 @@ func (f *libraryFleet) startPeer(ctx context.Context, m *machine, role, name str
 	return p, err
 }
 
-func peerAddr(m *machine) string { return netip.AddrPortFrom(m.addr, mirrorPeerPort).String() }
+func peerAddr(m *netlab.Machine) string { return netip.AddrPortFrom(m.Addr, mirrorPeerPort).String() }
 
 // others are the addresses of all that m may connect to.
-func (f *libraryFleet) others(m *machine) string {
+func (f *libraryFleet) others(m *netlab.Machine) string {
 	var addrs []string
-	for _, other := range append([]*machine{f.seeder}, f.hosts...) {
+	for _, other := range append([]*netlab.Machine{f.seeder}, f.hosts...) {
 		if other != m {
 			addrs = append(addrs, peerAddr(other))
 		}

@@ -109,7 +109,7 @@ func curlThroughMirror(ctx context.Context, s *stage, f *murderFleet) (float64, 
 func (s *stage) shell(ctx context.Context, line string) (seconds float64, out string, err error) {
 	cmd := exec.CommandContext(ctx, "bash", "-c", line)
 	start := time.Now()
-	err = s.hosts[0].do(func() error {
+	err = s.hosts[0].Do(func() error {
 		b, err := cmd.CombinedOutput()
 		out = string(b)
 		return err

@@ -26,6 +26,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 func main() {
@@ -243,7 +245,7 @@ func sweep() error {
 
 // image returns the image with layers of these sizes, which is in the
 // registry on m from then on, and in those that later runs start.
-func (l *lab) image(ctx context.Context, m *machine, sizes []int64) (image, error) {
+func (l *lab) image(ctx context.Context, m *netlab.Machine, sizes []int64) (image, error) {
 	tag := strings.Trim(strings.ReplaceAll(fmt.Sprint(sizes), " ", "-"), "[]")
 	if pushed, ok := l.images[tag]; ok {
 		return pushed, nil

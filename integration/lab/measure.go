@@ -24,18 +24,18 @@ func (s *stage) sample(ctx context.Context, f fleet) (c sample, err error) {
 	if c.machine, err = readMachine(); err != nil {
 		return c, err
 	}
-	if c.traffic[roleRegistry], err = s.registry.traffic(); err != nil {
+	if c.traffic[roleRegistry], err = readTraffic(s.registry); err != nil {
 		return c, err
 	}
 	for _, m := range s.seeders() {
-		t, err := m.traffic()
+		t, err := readTraffic(m)
 		if err != nil {
 			return c, err
 		}
 		c.traffic[roleSeeder] = c.traffic[roleSeeder].plus(t)
 	}
 	for _, m := range s.hosts {
-		t, err := m.traffic()
+		t, err := readTraffic(m)
 		if err != nil {
 			return c, err
 		}
@@ -43,11 +43,11 @@ func (s *stage) sample(ctx context.Context, f fleet) (c sample, err error) {
 		c.traffic[roleHosts] = c.traffic[roleHosts].plus(t)
 	}
 	if s.plan.Cable > 0 {
-		if c.cable, err = s.network.crossing(); err != nil {
+		if c.cable, err = readCrossing(s.network); err != nil {
 			return c, err
 		}
 	}
-	if c.drops, err = s.network.drops(); err != nil {
+	if c.drops, err = readDrops(s.network); err != nil {
 		return c, err
 	}
 	if err := s.sampleUsage(&c); err != nil {

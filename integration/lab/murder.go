@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // fleet is one way to bring the bytes to a stage's hosts.
@@ -73,7 +75,7 @@ func openMurder(ctx context.Context, s *stage) (*murderFleet, error) {
 }
 
 // daemon starts one of murder's daemons. Logs are at Warn: what goes wrong.
-func (f *murderFleet) daemon(ctx context.Context, m *machine, role, name, command string, port, peerPort uint16, flags ...string) (*process, error) {
+func (f *murderFleet) daemon(ctx context.Context, m *netlab.Machine, role, name, command string, port, peerPort uint16, flags ...string) (*process, error) {
 	args := append([]string{f.lab.murder, command,
 		"--listen", fmt.Sprintf(":%d", port), "--peer-listen", fmt.Sprintf(":%d", peerPort),
 		"--data-dir", filepath.Join(f.dir, name), "--cache-size", "0",
@@ -87,7 +89,7 @@ func (f *murderFleet) daemon(ctx context.Context, m *machine, role, name, comman
 
 // startSeeder starts a seeder and, unless the plan is cold, has it fetch the
 // image and make its metainfo.
-func (f *murderFleet) startSeeder(ctx context.Context, m *machine) error {
+func (f *murderFleet) startSeeder(ctx context.Context, m *netlab.Machine) error {
 	name := "seeder"
 	if m == f.twin {
 		name = "twin"
@@ -129,7 +131,7 @@ func (f *murderFleet) startMirror(ctx context.Context, i int) error {
 		return err
 	}
 	f.mirrors = append(f.mirrors, p)
-	f.clients = append(f.clients, newPuller(m, fmt.Sprintf("http://%s:%d", m.addr, mirrorPort), registryName(registryAddr)))
+	f.clients = append(f.clients, newPuller(m, fmt.Sprintf("http://%s:%d", m.Addr, mirrorPort), registryName(registryAddr)))
 	return nil
 }
 

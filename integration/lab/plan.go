@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"time"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // plan says what one run is made of.
@@ -13,8 +15,8 @@ type plan struct {
 
 	Hosts    []host
 	Rate     int64 // of an ordinary host's link, bits a second; 0 is unlimited
-	Seeder   link
-	Registry link
+	Seeder   netlab.Link
+	Registry netlab.Link
 	Cable    int64 // rate between two zones, bits a second; 0 is one zone
 
 	Twins      bool // there are two seeders alike, with a link each
@@ -27,7 +29,7 @@ type plan struct {
 // host is one host's part in a plan.
 type host struct {
 	Group  string // hosts of one group are reported together
-	Link   link
+	Link   netlab.Link
 	Zone   int
 	Delay  time.Duration // after the others, when it begins
 	Kill   time.Duration // after the start, when its mirror is killed; 0 is never
@@ -44,11 +46,11 @@ func (p plan) size() (sum int64) {
 
 // limit is the time in seconds that a link needs for all bytes at the least,
 // headers not counted. It is 0 for an unlimited link.
-func (p plan) limit(l link) float64 {
-	if l.down == 0 {
+func (p plan) limit(l netlab.Link) float64 {
+	if l.Down == 0 {
 		return 0
 	}
-	return float64(p.size()) * 8 / float64(l.down)
+	return float64(p.size()) * 8 / float64(l.Down)
 }
 
 // equal is n hosts with links of one rate.
@@ -64,7 +66,7 @@ func equal(n int, rate int64) []host {
 // not: what can be done without murder too.
 func (p plan) straight() bool { return len(p.Sizes) == 1 && !p.Image && !p.Cold && !p.Warm && !p.Chain }
 
-func both(rate int64) link { return link{up: rate, down: rate} }
+func both(rate int64) netlab.Link { return netlab.Link{Up: rate, Down: rate} }
 
 // patience is how long a run may take at most.
 func (p plan) patience() time.Duration {

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // process is a program that runs on a machine. It dies with the lab.
@@ -28,7 +30,7 @@ type pipes struct {
 }
 
 // startProcess starts a program on m, which logs into a file in logs.
-func startProcess(m *machine, logs, name string, io pipes, args ...string) (*process, error) {
+func startProcess(m *netlab.Machine, logs, name string, io pipes, args ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(logs, name+".log"), exited: make(chan struct{})}
 	file, err := os.Create(p.log)
 	if err != nil {
@@ -46,7 +48,7 @@ func startProcess(m *machine, logs, name string, io pipes, args ...string) (*pro
 	}
 	// A group of its own keeps a terminal's Ctrl-C for the lab, which ends it in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := m.do(p.cmd.Start); err != nil {
+	if err := m.Do(p.cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // marks are the shares of a pull at which its progress is noted.
@@ -34,7 +36,7 @@ type puller struct {
 	ns   string // the registry's name, for a mirror; empty when base is that registry
 }
 
-func newPuller(m *machine, base, ns string) *puller {
+func newPuller(m *netlab.Machine, base, ns string) *puller {
 	return &puller{base: base, ns: ns, http: &http.Client{Transport: &http.Transport{
 		DialContext:        m.DialContext,
 		DisableCompression: true,
@@ -196,13 +198,13 @@ func (w *watch) done() pulled {
 }
 
 // waitReady polls until something at addr on m accepts connections, or p ends.
-func waitReady(ctx context.Context, m *machine, p *process, port uint16) error {
+func waitReady(ctx context.Context, m *netlab.Machine, p *process, port uint16) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		conn, err := m.DialContext(ctx, "tcp", net.JoinHostPort(m.addr.String(), fmt.Sprint(port)))
+		conn, err := m.DialContext(ctx, "tcp", net.JoinHostPort(m.Addr.String(), fmt.Sprint(port)))
 		if err == nil {
 			return conn.Close()
 		}

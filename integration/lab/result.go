@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // result is what one run took and cost, as it is written into its JSON file.
@@ -105,7 +107,7 @@ func newResult(s *stage, before, after sample, hosts []hostResult, seconds float
 	}
 	r := result{
 		Title: p.Title, Time: time.Now().UTC().Truncate(time.Second), Version: s.lab.version,
-		Hosts: len(p.Hosts), Size: p.size(), Rate: p.Rate, QueueMS: queueTime, Congestion: congestion, Folder: s.lab.dir,
+		Hosts: len(p.Hosts), Size: p.size(), Rate: p.Rate, QueueMS: netlab.QueueTime, Congestion: netlab.Congestion, Folder: s.lab.dir,
 		Seconds: seconds, Each: hosts, Groups: groupsOf(hosts, p.size()),
 		Sent: map[string]int64{}, Copies: map[string]float64{}, CopiesCard: map[string]float64{},
 		Payload: after.payload.minus(before.payload), Warnings: s.warnings(),

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // scenario is a kind of run that can be asked for by name.
@@ -160,7 +162,7 @@ func cold(n int64) func(options) plan {
 		p := basic(o, 16).titled("the seeder has nothing, its link to the registry %d times a host's", n)
 		p.Cold = true
 		p.Registry = both(n * p.Rate)
-		p.Seeder = link{up: p.Rate, down: n * p.Rate}
+		p.Seeder = netlab.Link{Up: p.Rate, Down: n * p.Rate}
 		return p
 	}
 }
@@ -178,7 +180,7 @@ func chain(o options) plan {
 
 // unlimited takes the limits off all cables.
 func unlimited(p plan) plan {
-	p.Rate, p.Hosts, p.Seeder, p.Registry = 0, equal(len(p.Hosts), 0), link{}, link{}
+	p.Rate, p.Hosts, p.Seeder, p.Registry = 0, equal(len(p.Hosts), 0), netlab.Link{}, netlab.Link{}
 	return p
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // Ports are fixed, as each program has a network of its own.
@@ -35,11 +37,11 @@ type stage struct {
 	dir  string // for the run's files
 	logs string
 
-	network  *network
-	registry *machine
-	seeder   *machine
-	twin     *machine // a second seeder's, or nil
-	hosts    []*machine
+	network  *netlab.Network
+	registry *netlab.Machine
+	seeder   *netlab.Machine
+	twin     *netlab.Machine // a second seeder's, or nil
+	hosts    []*netlab.Machine
 	image    image
 
 	running map[string][]*process // by role
@@ -81,22 +83,22 @@ func (s *stage) plugIn() (err error) {
 	if s.plan.Cable > 0 {
 		zones = 2
 	}
-	if s.network, err = newNetwork(zones); err != nil {
+	if s.network, err = netlab.NewNetwork(zones); err != nil {
 		return err
 	}
-	if s.registry, err = s.network.plug(registryAddr, 0); err != nil {
+	if s.registry, err = s.network.Plug(registryAddr, 0); err != nil {
 		return err
 	}
-	if s.seeder, err = s.network.plug(seederAddr, 0); err != nil {
+	if s.seeder, err = s.network.Plug(seederAddr, 0); err != nil {
 		return err
 	}
 	if s.plan.Twins {
-		if s.twin, err = s.network.plug(twinAddr, 0); err != nil {
+		if s.twin, err = s.network.Plug(twinAddr, 0); err != nil {
 			return err
 		}
 	}
 	for i, h := range s.plan.Hosts {
-		m, err := s.network.plug(hostAddr(i), h.Zone)
+		m, err := s.network.Plug(hostAddr(i), h.Zone)
 		if err != nil {
 			return err
 		}
@@ -129,36 +131,36 @@ func (s *stage) separate() error {
 }
 
 // seeders are the machines with a seeder.
-func (s *stage) seeders() []*machine {
+func (s *stage) seeders() []*netlab.Machine {
 	if s.twin == nil {
-		return []*machine{s.seeder}
+		return []*netlab.Machine{s.seeder}
 	}
-	return []*machine{s.seeder, s.twin}
+	return []*netlab.Machine{s.seeder, s.twin}
 }
 
 // shape limits all cables as the plan says.
 func (s *stage) shape() error {
-	if err := s.registry.shape(s.plan.Registry); err != nil {
+	if err := s.registry.Shape(s.plan.Registry); err != nil {
 		return err
 	}
 	for _, m := range s.seeders() {
-		if err := m.shape(s.plan.Seeder); err != nil {
+		if err := m.Shape(s.plan.Seeder); err != nil {
 			return err
 		}
 	}
 	for i, m := range s.hosts {
-		if err := m.shape(s.plan.Hosts[i].Link); err != nil {
+		if err := m.Shape(s.plan.Hosts[i].Link); err != nil {
 			return err
 		}
 	}
 	if s.plan.Cable > 0 {
-		return s.network.shapeCable(s.plan.Cable)
+		return s.network.ShapeCable(s.plan.Cable)
 	}
 	return nil
 }
 
 // start starts a program of some role on m.
-func (s *stage) start(m *machine, role, name string, io pipes, args ...string) (*process, error) {
+func (s *stage) start(m *netlab.Machine, role, name string, io pipes, args ...string) (*process, error) {
 	p, err := startProcess(m, s.logs, name, io, args...)
 	if err == nil {
 		s.running[role] = append(s.running[role], p)
@@ -193,7 +195,7 @@ func (s *stage) close() error {
 		}
 	}
 	if s.network != nil {
-		s.network.close()
+		s.network.Close()
 	}
 	if s.lab.keep || s.dir == "" {
 		return nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // timelineStep is how often the cards are read while hosts pull.
@@ -41,8 +43,8 @@ func (s *stage) timeline(ctx context.Context) (moments []moment, err error) {
 
 // cards reads the seeder's card and then each host's.
 func (s *stage) cards() (cards []traffic, now time.Time, err error) {
-	for _, m := range append([]*machine{s.seeder}, s.hosts...) {
-		t, err := m.traffic()
+	for _, m := range append([]*netlab.Machine{s.seeder}, s.hosts...) {
+		t, err := readTraffic(m)
 		if err != nil {
 			return nil, now, err
 		}
@@ -57,12 +59,12 @@ func (s *stage) moment(now, before []traffic, seconds float64) moment {
 	for i := range now {
 		t := now[i].minus(before[i])
 		if i == 0 {
-			m.Seeder = share(t.Sent, s.plan.Seeder.up)
+			m.Seeder = share(t.Sent, s.plan.Seeder.Up)
 			continue
 		}
 		link := s.plan.Hosts[i-1].Link
-		m.Sending += share(t.Sent, link.up) / float64(len(s.hosts))
-		received := share(t.Received, link.down)
+		m.Sending += share(t.Sent, link.Up) / float64(len(s.hosts))
+		received := share(t.Received, link.Down)
 		m.Received += received / float64(len(s.hosts))
 		m.Least = min(m.Least, received)
 	}

@@ -1,4 +1,4 @@
-package main
+package netlab
 
 import (
 	"context"
@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespace is a network namespace that has no name in the file system. It
-// ends with its last process and the lab's descriptor, and its network cards
-// with it, so that none is left behind however the lab ends.
-type namespace struct {
+// Namespace is a network namespace that has no name in the file system. It
+// ends with its last process and our descriptor, and its network cards with
+// it, so that none is left behind however the program ends.
+type Namespace struct {
 	file *os.File
 }
 
-// newNamespace makes a namespace whose loopback is up. It needs root.
-func newNamespace() (*namespace, error) {
-	n := &namespace{}
+// NewNamespace makes a namespace whose loopback is up. It needs root.
+func NewNamespace() (*Namespace, error) {
+	n := &Namespace{}
 	err := onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace (needs root): %w", err)
@@ -35,13 +35,13 @@ func newNamespace() (*namespace, error) {
 		return nil, err
 	}
 	if err := n.tune(); err != nil {
-		n.close()
+		n.Close()
 		return nil, err
 	}
-	return n, n.ip("link set lo up")
+	return n, n.IP("link set lo up")
 }
 
-func (n *namespace) close() { n.file.Close() }
+func (n *Namespace) Close() { n.file.Close() }
 
 // kernelDefaults are what an untuned Linux has, so that runs on machines that
 // are tuned otherwise can be compared. Paths are relative to /proc/sys/net.
@@ -54,8 +54,8 @@ var kernelDefaults = map[string]string{
 
 // tune gives n the kernel's default settings. What a kernel does not have is
 // left out.
-func (n *namespace) tune() error {
-	return n.do(func() error {
+func (n *Namespace) tune() error {
+	return n.Do(func() error {
 		for name, value := range kernelDefaults {
 			err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0)
 			if err != nil && !os.IsNotExist(err) {
@@ -67,13 +67,13 @@ func (n *namespace) tune() error {
 }
 
 // path names n for programs that take a namespace's file.
-func (n *namespace) path() string {
+func (n *Namespace) path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
 }
 
-// do runs f on a thread that is inside n. Sockets that f opens and processes
+// Do runs f on a thread that is inside n. Sockets that f opens and processes
 // that it starts stay in n.
-func (n *namespace) do(f func() error) error {
+func (n *Namespace) Do(f func() error) error {
 	return onOwnThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter a network namespace: %w", err)
@@ -84,25 +84,25 @@ func (n *namespace) do(f func() error) error {
 
 // DialContext connects from within n. It has the form that http.Transport
 // takes; addr must not need a name server.
-func (n *namespace) DialContext(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	err = n.do(func() error {
+func (n *Namespace) DialContext(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = n.Do(func() error {
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
 		return err
 	})
 	return conn, err
 }
 
-// ip runs iproute2's commands, as `ip` takes them, inside n.
-func (n *namespace) ip(commands ...string) error { return n.batch("ip", commands) }
+// IP runs iproute2's commands, as `ip` takes them, inside n.
+func (n *Namespace) IP(commands ...string) error { return n.batch("ip", commands) }
 
-// tc runs commands of traffic control inside n.
-func (n *namespace) tc(commands ...string) error { return n.batch("tc", commands) }
+// TC runs commands of traffic control inside n.
+func (n *Namespace) TC(commands ...string) error { return n.batch("tc", commands) }
 
-func (n *namespace) batch(program string, commands []string) error {
+func (n *Namespace) batch(program string, commands []string) error {
 	cmd := exec.Command(program, "-batch", "-")
 	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
 	var out []byte
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		out, err = cmd.CombinedOutput()
 		return err
 	})
