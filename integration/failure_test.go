@@ -117,7 +117,7 @@ func TestSeederHangs(t *testing.T) {
 			return m
 		},
 		"deaf": func(t *testing.T, f *fleet) *daemon {
-			return startMirror(t, daemonConfig{Seeders: []string{"http://" + openDeaf(t)}, Insecure: []string{f.Registry.Addr}})
+			return startMirror(t, daemonConfig{Seeders: []string{"http://" + openDeaf(t, nil, "127.0.0.1:0")}, Insecure: []string{f.Registry.Addr}})
 		},
 		"nobody there": func(t *testing.T, f *fleet) *daemon {
 			return startMirror(t, daemonConfig{Seeders: []string{"http://" + freeAddr(t, "127.0.0.1")}, Insecure: []string{f.Registry.Addr}})

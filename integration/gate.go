@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // gate stands in front of a registry (or any HTTP server) under an address of
@@ -23,8 +25,10 @@ type gate struct {
 	Addr string // host:port, what images are named after; the same for life
 
 	proxy *httputil.ReverseProxy
+	on    *netlab.Machine // where it listens, and connects to the target from; nil is the test's own network
 
 	mu       sync.Mutex // guards the rest
+	target   string     // host:port of the server behind
 	server   *http.Server
 	requests []*request
 	holds    map[string]*hold
@@ -44,19 +48,23 @@ type request struct {
 	Bytes     int64 // of body sent
 }
 
-// openGate starts a gate on addr that forwards to target (both host:port).
-func openGate(t testing.TB, addr, target string) *gate {
+// openGate starts a gate within the network of m, on addr, that forwards to
+// target (both host:port).
+func openGate(t testing.TB, m *netlab.Machine, addr, target string) *gate {
 	t.Helper()
-	g := &gate{holds: map[string]*hold{}}
+	g := &gate{on: m, target: target, holds: map[string]*hold{}}
 	g.proxy = &httputil.ReverseProxy{
 		FlushInterval: -1,
 		ErrorLog:      log.New(io.Discard, "", 0), // cut connections are what tests make
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: target})
+			r.SetURL(&url.URL{Scheme: "http", Host: g.behind()})
 			r.Out.Host = r.In.Host // the registry builds URLs from it
 		},
 	}
-	ln, err := net.Listen("tcp", addr)
+	if m != nil {
+		g.proxy.Transport = transportOn(m)
+	}
+	ln, err := listenOn(m, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +86,19 @@ func (g *gate) serve(ln net.Listener) {
 	go server.Serve(ln) // ends at Die, which Cleanup calls
 }
 
+// Turn forwards to another server from now on.
+func (g *gate) Turn(target string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.target = target
+}
+
+func (g *gate) behind() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.target
+}
+
 // Die closes the listener and every connection, as a crash of the machine
 // behind the gate would.
 func (g *gate) Die() {
@@ -91,7 +112,7 @@ func (g *gate) Die() {
 func (g *gate) Revive(t testing.TB) {
 	t.Helper()
 	waitUntil(t, "listen again at "+g.Addr, func() error {
-		ln, err := net.Listen("tcp", g.Addr)
+		ln, err := listenOn(g.on, g.Addr)
 		if err == nil {
 			g.serve(ln)
 		}
@@ -324,10 +345,11 @@ func (g *gate) Count(match func(request) bool) int {
 	return n
 }
 
-// openDeaf listens, accepts and reads, and never answers: a program that hangs.
-func openDeaf(t testing.TB) (addr string) {
+// openDeaf listens within the network of m, accepts and reads, and never
+// answers: a program that hangs.
+func openDeaf(t testing.TB, m *netlab.Machine, at string) (addr string) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := listenOn(m, at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,11 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -16,7 +14,7 @@ import (
 // over murder and over the library's client, and nothing of the lab is left on
 // the machine.
 func TestLab(t *testing.T) {
-	needs(t, "docker-registry", "ip", "tc")
+	needs(t, "docker-registry")
 	needsShaping(t)
 	root := newRoot(t)
 	lab, out := filepath.Join(root, "lab"), filepath.Join(root, "out")
@@ -37,18 +35,6 @@ func TestLab(t *testing.T) {
 	}
 	if left := processesOf(t, fmt.Sprintf("murder-lab-%d-", pid)); len(left) > 0 {
 		t.Errorf("still running: %q", left)
-	}
-}
-
-// needsShaping skips the test unless it may make network namespaces and limit
-// the rate of their cards.
-func needsShaping(t *testing.T) {
-	t.Helper()
-	needsRoot(t)
-	cmd := exec.Command("tc", "qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("needs network namespaces and tc's htb: %v: %s", err, out)
 	}
 }
 

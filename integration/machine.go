@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // rootPrefix begins the name of each folder the harness makes below the
@@ -155,6 +158,61 @@ var overlayWorks = sync.OnceValue(func() bool {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	return cmd.Run() == nil
 })
+
+// shapingWorks tells why the test may not make network namespaces and limit the
+// rate of their cards, if it may not.
+var shapingWorks = sync.OnceValue(func() error {
+	if os.Getuid() != 0 {
+		return errors.New("needs root, for network namespaces")
+	}
+	for _, name := range []string{"ip", "tc"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("needs %s, which is not installed", name)
+		}
+	}
+	cmd := exec.Command("tc", "qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("needs network namespaces and tc's htb: %w: %s", err, out)
+	}
+	return nil
+})
+
+// needsShaping skips the test where shapingWorks has a reason not to.
+func needsShaping(t testing.TB) {
+	t.Helper()
+	needsRoot(t)
+	if err := shapingWorks(); err != nil {
+		t.Skip(err)
+	}
+}
+
+// on runs f within the network of m; nil is the test's own.
+func on(m *netlab.Machine, f func() error) error {
+	if m == nil {
+		return f()
+	}
+	return m.Do(f)
+}
+
+// listenOn listens within the network of m.
+func listenOn(m *netlab.Machine, addr string) (ln net.Listener, err error) {
+	err = on(m, func() error {
+		ln, err = net.Listen("tcp", addr)
+		return err
+	})
+	return ln, err
+}
+
+// transportOn connects from within the network of m. As plainClient's, it keeps
+// no connections.
+func transportOn(m *netlab.Machine) *http.Transport {
+	t := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
+	if m != nil {
+		t.DialContext = m.DialContext
+	}
+	return t
+}
 
 // freeAddr returns an address on host that nothing listens on now. Prefer port
 // 0 and the program's word for it; this is for programs that cannot.

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // murderBinary builds cmd/murder once, with the race detector if the tests
@@ -52,7 +54,10 @@ type daemonConfig struct {
 	Listen   string   // 127.0.0.1:0 when empty
 	Through  []string // a program and its arguments that starts the daemon
 	Certs    *certs   // TLS between murders, when not nil
+	Peers    string   // --peer-listen; likewise
 	Flags    []string // any others
+
+	On *netlab.Machine // whose network it has; nil is the test's own
 }
 
 // daemon is a running `murder seeder` or `murder mirror`.
@@ -62,6 +67,7 @@ type daemon struct {
 	PeerAddr string // host:port of BitTorrent
 	DataDir  string
 	scheme   string
+	http     *http.Client
 }
 
 // URL is the daemon as --seeder and --mirror name it.
@@ -87,7 +93,10 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
-	args := []string{murderProgram(t), role, "--listen", cfg.Listen, "--peer-listen", "127.0.0.1:0",
+	if cfg.Peers == "" {
+		cfg.Peers = "127.0.0.1:0"
+	}
+	args := []string{murderProgram(t), role, "--listen", cfg.Listen, "--peer-listen", cfg.Peers,
 		"--data-dir", cfg.DataDir, "--log-format", "json", "--log-level", "debug"}
 	for _, url := range cfg.Seeders {
 		args = append(args, "--seeder", url)
@@ -111,7 +120,7 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 		args = append([]string{"sh", "-c", mount, cfg.DataDir}, args...)
 	}
 	args = append(cfg.Through, args...)
-	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, OwnMounts: cfg.DiskSize != ""})
+	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, OwnMounts: cfg.DiskSize != "", On: cfg.On})
 	var listening struct {
 		Msg      string `json:"msg"`
 		Addr     string `json:"addr"`
@@ -120,7 +129,8 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	p.waitLine(t, "its address", func(line string) bool {
 		return json.Unmarshal([]byte(line), &listening) == nil && listening.Msg == "listening"
 	})
-	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir, scheme: scheme}
+	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir, scheme: scheme,
+		http: &http.Client{Transport: transportOn(cfg.On)}}
 }
 
 // Blob is the URL of a blob of an upstream's repository, as containerd asks.
@@ -136,12 +146,16 @@ func (d *daemon) Manifest(registry, repo, ref string) string {
 // Metrics scrapes /metrics.
 func (d *daemon) Metrics(t testing.TB) metrics {
 	t.Helper()
-	a := get(t, d.URL()+"/metrics")
-	if a.Status != http.StatusOK || a.Err != nil {
-		t.Fatalf("GET /metrics = %d, %v", a.Status, a.Err)
+	resp, err := d.http.Get(d.URL() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("GET /metrics = %d", resp.StatusCode)
 	}
 	m := metrics{}
-	lines := bufio.NewScanner(strings.NewReader(string(a.Body)))
+	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		series, value, ok := cutLast(lines.Text(), " ")
 		if !ok || strings.HasPrefix(series, "#") {
@@ -152,6 +166,9 @@ func (d *daemon) Metrics(t testing.TB) metrics {
 			t.Fatalf("metric %s has the value %q", series, value)
 		}
 		m[series] = number
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatalf("GET /metrics: %v", err)
 	}
 	return m
 }

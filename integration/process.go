@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 const (
@@ -47,6 +49,8 @@ type processConfig struct {
 	// OwnMounts gives the program a mount namespace, so that what it mounts
 	// goes when it goes. Needs root.
 	OwnMounts bool
+
+	On *netlab.Machine // whose network it has; nil is the test's own
 }
 
 // process is one running program. It is ended, with its whole process group,
@@ -76,7 +80,7 @@ func startProcess(t testing.TB, cfg processConfig) *process {
 	if cfg.OwnMounts {
 		p.cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := on(cfg.On, p.cmd.Start); err != nil {
 		t.Fatalf("start %s: %v", cfg.Name, err)
 	}
 	go func() {

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/murderp2p/murder/integration/netlab"
 )
 
 // registryConfig says how a docker-registry is to run. The zero value is an
@@ -19,6 +21,8 @@ type registryConfig struct {
 	Users   map[string]string // name to password; not empty turns htpasswd on
 	Tokens  *tokenServer      // not nil turns token auth on
 	Addr    string            // where its gate listens; a free port of 127.0.0.1 when empty
+
+	On *netlab.Machine // whose network it has; nil is the test's own
 }
 
 // testRegistry is a CNCF distribution registry (Debian's docker-registry)
@@ -27,6 +31,8 @@ type testRegistry struct {
 	*gate
 	Storage string
 	process *process
+	on      *netlab.Machine
+	config  string // file
 }
 
 // listeningOn is how docker-registry 2.8 says where it listens.
@@ -39,22 +45,45 @@ func startRegistry(t testing.TB, cfg registryConfig) *testRegistry {
 	if cfg.Storage == "" {
 		cfg.Storage = filepath.Join(root, "storage")
 	}
-	config := filepath.Join(root, "config.yml")
-	writeFile(t, config, registryYAML(t, root, cfg))
-	p := startProcess(t, processConfig{Args: []string{program(t, "docker-registry"), "serve", config}})
-	line := p.waitLine(t, "its address", listeningOn.MatchString)
-	target := listeningOn.FindStringSubmatch(line)[1]
-	p.waitUntil(t, "GET /v2/", func() error {
-		resp, err := http.Get("http://" + target + "/v2/")
+	r := &testRegistry{Storage: cfg.Storage, on: cfg.On, config: filepath.Join(root, "config.yml")}
+	writeFile(t, r.config, registryYAML(t, root, cfg))
+	target := r.start(t)
+	if cfg.Addr == "" {
+		cfg.Addr = "127.0.0.1:0"
+	}
+	r.gate = openGate(t, cfg.On, cfg.Addr, target)
+	return r
+}
+
+// start starts the program and returns its address once it answers there.
+func (r *testRegistry) start(t testing.TB) (addr string) {
+	t.Helper()
+	r.process = startProcess(t, processConfig{Args: []string{program(t, "docker-registry"), "serve", r.config}, On: r.on})
+	line := r.process.waitLine(t, "its address", listeningOn.MatchString)
+	addr = listeningOn.FindStringSubmatch(line)[1]
+	client := &http.Client{Transport: transportOn(r.on)}
+	r.process.waitUntil(t, "GET /v2/", func() error {
+		resp, err := client.Get("http://" + addr + "/v2/")
 		if err != nil {
 			return err
 		}
 		return resp.Body.Close()
 	})
-	if cfg.Addr == "" {
-		cfg.Addr = "127.0.0.1:0"
-	}
-	return &testRegistry{gate: openGate(t, cfg.Addr, target), Storage: cfg.Storage, process: p}
+	return addr
+}
+
+// Crash kills the program, and the gate with it, so that connections end as
+// they do when there is no gate.
+func (r *testRegistry) Crash() {
+	r.process.Kill()
+	r.Die()
+}
+
+// Restart brings it back after Crash.
+func (r *testRegistry) Restart(t testing.TB) {
+	t.Helper()
+	r.Turn(r.start(t))
+	r.Revive(t)
 }
 
 // registryYAML is the registry's configuration file.
