@@ -118,7 +118,7 @@ bin/murder-lab:
 
 .PHONY: chaos
 chaos: ## what pulls of 8 hosts do when parts fail, as root; CASES="seeder" runs only those; ends with a table in seconds
-	go test -count=1 -timeout 30m -v -run '^TestChaos$$$(if $(CASES),/$(subst $() ,_,$(CASES)))' ./integration | grep -E 'chaos: |^ *---|^(ok|FAIL|panic)|_test.go:' | sed 's/^.*chaos: //'
+	go test -count=1 -timeout 30m -v -run '^TestChaos$$$(if $(CASES),/($(subst $() ,_,$(CASES))))' ./integration | grep -E 'chaos: |^ *---|^(ok|FAIL|panic)|_test.go:' | sed 's/^.*chaos: //'
 
 .PHONY: bench-tracker
 bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer

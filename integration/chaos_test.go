@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"net/http"
 	"testing"
 )
 
@@ -19,9 +20,10 @@ type chaosCase struct {
 	// retry says why engines have to ask again though their mirrors run on, if they have to.
 	retry string
 
-	token  func(f *flock) func(host int) func() string // what engines say they are; nil is nobody
-	strike func(t *testing.T, f *flock, pulls []*pull)
-	check  func(t *testing.T, f *flock, pulls []*pull) // of more than that all is well; may be nil
+	before func(t *testing.T, f *flock)                // the pulls begin; may be nil
+	token  func(f *flock) string                       // with which engines ask; may be nil
+	strike func(t *testing.T, f *flock, pulls []*pull) // may be nil
+	check  func(t *testing.T, f *flock)                // of more than that all is well; may be nil
 }
 
 var chaosCases = []chaosCase{
@@ -30,53 +32,35 @@ var chaosCases = []chaosCase{
 	{name: "seeder restarted", at: 0.25, strike: restartSeeder},
 	{name: "seeder restarted as it fetches", flock: flockConfig{Cold: true}, at: 0.25, strike: restartSeeder},
 	{name: "half of the mirrors restarted", at: 0.25, strike: restartMirrors},
+	{name: "half of the mirrors ended", at: 0.25, strike: endMirrors},
+	{name: "seeder ended", at: 0.25, strike: endSeeder},
 	{name: "registry killed", at: 0.1, strike: killRegistry},
 	{name: "registry restarted", flock: flockConfig{Cold: true}, at: 0.1,
 		retry: "nobody else has the bytes, for a moment", strike: restartRegistry},
+
+	{name: "seeder silent", at: 0.25, strike: stopSeeder, check: killStopped},
+	{name: "seeder silent as it fetches", flock: flockConfig{Cold: true}, at: 0.25, strike: stopSeeder, check: killStopped},
+	{name: "first of two seeders silent", flock: flockConfig{Deaf: true}, at: 0.1},
+	{name: "peer sends wrong bytes", before: corruptPeer, at: 0.05, check: wasAsked},
+	{name: "peer offers and never sends", before: silentPeer, at: 0.05, check: wasAsked},
+	{name: "rot in half of what has arrived", at: 0.4, strike: rotPartials},
+	{name: "disks of two full", wired: true, flock: flockConfig{SmallDisks: 2}, at: 0.25, strike: fillDisks},
+	{name: "two cables cut for 20 s", wired: true, at: 0.25, strike: cutCables},
+	{name: "partition, the seeder with two", wired: true, flock: flockConfig{Small: 2}, at: 0.25, strike: partition, check: join},
+	{name: "clocks jump", at: 0.25, strike: jumpClocks},
+	{name: "200 slow clients", at: 0.05, strike: crowd},
+
+	{name: "registry says 500", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: refuse(http.StatusInternalServerError)},
+	{name: "registry says 429", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: refuse(http.StatusTooManyRequests)},
+	{name: "registry's bodies end early", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: truncate},
+	{name: "registry sends wrong bytes", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: falsify},
+	{name: "object storage, URLs expire", flock: flockConfig{Cold: true, Bucket: true}, before: useBucket, at: 0.1,
+		retry: onlyRegistry, strike: expireURLs},
+	{name: "tokens expire", flock: flockConfig{Cold: true}, before: wantTokens, token: currentToken, at: 0.1,
+		retry: "only engines can get new tokens", strike: expireTokens},
 }
 
-func killSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.Kill() }
-
-func restartSeeder(t *testing.T, f *flock, _ []*pull) {
-	f.Seeder.Kill()
-	f.Seeder.Restart(t)
-}
-
-// restartMirrors kills half of the mirrors, all at once, before it starts the
-// first again.
-func restartMirrors(t *testing.T, f *flock, pulls []*pull) {
-	half := f.Hosts[:len(f.Hosts)/2]
-	var before float64
-	for i, h := range half {
-		pulls[i].mirrorEnds = true
-		before += h.received(t)
-		h.Kill()
-	}
-	for _, h := range half {
-		h.Restart(t)
-	}
-	t.Cleanup(func() { // while the mirrors still run
-		after := 0.0
-		for _, h := range half {
-			after += h.received(t)
-		}
-		twice := before + after - float64(int64(len(half))*f.image.Size())
-		t.Logf("%d killed mirrors received %.1f MiB in all before, %.1f after: %.1f MiB each came twice",
-			len(half), before/(1<<20), after/(1<<20), twice/float64(len(half))/(1<<20))
-	})
-}
-
-// received is what a mirror has received since it started, in bytes.
-func (p *part) received(t testing.TB) float64 {
-	return p.Metrics(t).Sum("murder_received_bytes_total")
-}
-
-func killRegistry(t *testing.T, f *flock, _ []*pull) { f.Registry.Crash() }
-
-func restartRegistry(t *testing.T, f *flock, _ []*pull) {
-	f.Registry.Crash()
-	f.Registry.Restart(t)
-}
+const onlyRegistry = "nobody but the registry has the bytes"
 
 // TestChaos runs all cases and logs a table of how pulls went on.
 func TestChaos(t *testing.T) {
@@ -95,9 +79,12 @@ func (c chaosCase) run(t *testing.T) aftermath {
 		needsShaping(t)
 	}
 	f := startFlock(t, c.flock)
-	var token func(host int) func() string
+	if c.before != nil {
+		c.before(t, f)
+	}
+	var token func() string
 	if c.token != nil {
-		token = c.token(f)
+		token = func() string { return c.token(f) }
 	}
 	pulls := f.pullEverywhere(t, f.image, token)
 	awaitShare(t, pulls, c.at)
@@ -113,7 +100,7 @@ func (c chaosCase) run(t *testing.T) aftermath {
 	}
 	awaitPulls(t, pulls, c.retry == "")
 	if c.check != nil {
-		c.check(t, f, pulls)
+		c.check(t, f)
 	}
 	f.logWays(t)
 	return newAftermath(c.name, pulls)

@@ -325,7 +325,7 @@ func TestBlobsAreRedirected(t *testing.T) {
 			bucket := startRegistry(t, registryConfig{Storage: images.Storage})
 			f := startFleet(t, fleetConfig{Registry: registryConfig{Storage: images.Storage, Users: map[string]string{"alice": "secret"}}})
 			_, port, _ := cutLast(bucket.Addr, ":")
-			f.Registry.Replace(redirectBlobs(f.Registry.gate, "http://localhost:"+port))
+			f.Registry.Replace(redirectBlobs(f.Registry.gate, "http://localhost:"+port, ""))
 			cfg := daemonConfig{Insecure: []string{f.Registry.Addr}}
 			if withSeeder {
 				cfg.Seeders = []string{f.Seeder.URL()}
@@ -350,13 +350,13 @@ func TestBlobsAreRedirected(t *testing.T) {
 
 // redirectBlobs answers GETs for blobs with 307 to another host, once the
 // registry has let the caller in.
-func redirectBlobs(g *gate, to string) http.HandlerFunc {
+func redirectBlobs(g *gate, to, query string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || digestOf(r.URL.Path) == "" {
 			g.Forward(w, r)
 			return
 		}
-		g.Forward(&redirector{ResponseWriter: w, to: to + r.URL.Path}, r)
+		g.Forward(&redirector{ResponseWriter: w, to: to + r.URL.Path + query}, r)
 	}
 }
 

@@ -3,11 +3,15 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -27,6 +31,9 @@ type flock struct {
 	Hosts    []*part
 	Stranger *netlab.Machine // where nothing of ours runs; nil on loopback
 	image    *flockImage
+	deaf     string       // URL of a seeder that never answers; "" without one
+	bad      *process     // a peer that does harm; nil without one
+	era      atomic.Int64 // of URLs and tokens: those of an earlier one are not good any more
 }
 
 // part is one of murder's daemons and what it takes to start it again.
@@ -38,13 +45,12 @@ type part struct {
 
 // flockConfig says what is special about a flock.
 type flockConfig struct {
-	Hosts       int            // 8 when zero
-	Cold        bool           // the seeder has nothing of the image
-	Small       int            // so many hosts are in one zone with the seeder, the rest in one with the registry
-	Bucket      bool           // there is object storage
-	SmallDisks  int            // so many hosts have a disk that is smaller than the image
-	Registry    registryConfig // but for its storage
-	Seeders     []string       // URLs that mirrors are given before the seeder's
+	Hosts       int  // 8 when zero
+	Cold        bool // the seeder has nothing of the image
+	Small       int  // so many hosts are in one zone with the seeder, the rest in one with the registry
+	Bucket      bool // there is object storage
+	SmallDisks  int  // so many hosts have a disk of their own, with little more room than for the image
+	Deaf        bool // before the seeder mirrors are told of another, which accepts and never answers
 	SeederFlags []string
 	MirrorFlags []string
 }
@@ -56,9 +62,8 @@ const (
 	registryRate = 100e6
 )
 
-// smallDisk is what a host with a small disk has, as tmpfs's size=. It holds
-// less than the image's largest layer.
-const smallDisk = "6m"
+// smallDisk is what a host with a small disk has, as tmpfs's size=.
+const smallDisk = "24m"
 
 // flockRepo is where images are that flocks pull.
 const flockRepo = "chaos/app"
@@ -116,6 +121,9 @@ func startFlock(t testing.TB, cfg flockConfig) *flock {
 	machines := f.plugIn(t, cfg)
 	f.startRegistries(t, cfg, machines)
 	f.Seeder = f.startSeeder(t, cfg, machines.seeder)
+	if cfg.Deaf {
+		f.deaf = "http://" + openDeaf(t, f.Stranger, f.strangerAddr(t))
+	}
 	for i := range cfg.Hosts {
 		f.Hosts = append(f.Hosts, f.startHost(t, cfg, machines, i))
 	}
@@ -195,16 +203,16 @@ func (f *flock) paced() []string {
 // startRegistries starts the registry, and the bucket over the same folder.
 func (f *flock) startRegistries(t testing.TB, cfg flockConfig, m flockMachines) {
 	t.Helper()
-	start := func(cfg registryConfig, m *netlab.Machine) *testRegistry {
-		cfg.Storage, cfg.On = flockFolder(), m
+	start := func(m *netlab.Machine) *testRegistry {
+		cfg := registryConfig{Storage: flockFolder(), On: m}
 		if m != nil {
 			cfg.Addr = netip.AddrPortFrom(m.Addr, 5000).String()
 		}
 		return startRegistry(t, cfg)
 	}
-	f.Registry = start(cfg.Registry, m.registry)
+	f.Registry = start(m.registry)
 	if cfg.Bucket {
-		f.Bucket = start(registryConfig{}, m.bucket)
+		f.Bucket = start(m.bucket)
 	}
 }
 
@@ -227,7 +235,10 @@ func (f *flock) startSeeder(t testing.TB, cfg flockConfig, m *netlab.Machine) *p
 
 func (f *flock) startHost(t testing.TB, cfg flockConfig, m flockMachines, i int) *part {
 	t.Helper()
-	d := daemonConfig{Seeders: append(cfg.Seeders[:len(cfg.Seeders):len(cfg.Seeders)], f.Seeder.URL()), Flags: append(f.paced(), cfg.MirrorFlags...)}
+	d := daemonConfig{Seeders: []string{f.Seeder.URL()}, Flags: append(f.paced(), cfg.MirrorFlags...)}
+	if cfg.Deaf {
+		d.Seeders = []string{f.deaf, f.Seeder.URL()}
+	}
 	if i < cfg.SmallDisks {
 		d.DiskSize = smallDisk
 	}
@@ -250,18 +261,58 @@ func (p *part) Restart(t testing.TB) {
 	p.daemon = startDaemon(t, p.role, p.cfg)
 }
 
+// strangerAddr is an address of the machine where nothing of ours runs.
+func (f *flock) strangerAddr(t testing.TB) string {
+	t.Helper()
+	if f.Stranger == nil {
+		return freeAddr(t, "127.0.0.1")
+	}
+	return netip.AddrPortFrom(f.Stranger.Addr, 7081).String()
+}
+
+// metainfo asks the seeder for the torrent files of the image's larger blobs,
+// and returns their paths.
+func (f *flock) metainfo(t testing.TB) (files []string) {
+	t.Helper()
+	dir := newRoot(t)
+	for _, b := range f.image.Blobs {
+		resp, err := f.Seeder.http.Get(f.torrentURL(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Header.Get("Content-Type") != "application/x-bittorrent" {
+			continue
+		}
+		file := filepath.Join(dir, b.Digest.Encoded()+".torrent")
+		writeFile(t, file, string(content))
+		files = append(files, file)
+	}
+	if len(files) == 0 {
+		t.Fatal("the seeder has no torrent of the image")
+	}
+	return files
+}
+
+func (f *flock) torrentURL(b blobInfo) string {
+	return fmt.Sprintf("%s/v1/torrents/%s?ns=%s&repo=%s&wait=60s", f.Seeder.URL(), b.Digest, f.Registry.Addr, flockRepo)
+}
+
 // warm has the seeder fetch the image and make its metainfo.
 func (f *flock) warm(t testing.TB) {
 	t.Helper()
 	for _, b := range f.image.Blobs {
-		url := fmt.Sprintf("%s/v1/torrents/%s?ns=%s&repo=%s&wait=60s", f.Seeder.URL(), b.Digest, f.Registry.Addr, flockRepo)
-		resp, err := f.Seeder.http.Get(url)
+		resp, err := f.Seeder.http.Get(f.torrentURL(b))
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
 		if resp.StatusCode >= 400 {
-			t.Fatalf("GET %s = %s", url, resp.Status)
+			t.Fatalf("GET %s = %s", f.torrentURL(b), resp.Status)
 		}
 	}
 }
@@ -276,8 +327,8 @@ func (f *flock) checkNoPanic(t testing.TB) {
 	}
 }
 
-// inCache are the files that hold blobs of the image on p's disk, whole or not.
-func (p *part) inCache(t testing.TB, folder string) (files []string) {
+// files are those below a folder of the daemon's data.
+func (p *part) files(t testing.TB, folder string) (files []string) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(p.DataDir, folder), func(file string, d os.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
@@ -289,4 +340,77 @@ func (p *part) inCache(t testing.TB, folder string) (files []string) {
 		t.Fatal(err)
 	}
 	return files
+}
+
+// rot flips a bit in each 64 KiB of the larger files below a folder of the
+// daemon's data, as a disk does that goes bad: their times stay as they were.
+func (p *part) rot(t testing.TB, folder string) {
+	t.Helper()
+	flipped := 0
+	for _, path := range p.files(t, folder) {
+		info, err := os.Stat(path)
+		if err != nil || info.Size() < onePiece {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 4096; i < len(content); i += 64 << 10 {
+			_, err = file.WriteAt([]byte{content[i] ^ 1}, int64(i))
+			flipped++
+		}
+		if err := errors.Join(err, file.Close(), os.Chtimes(path, info.ModTime(), info.ModTime())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if flipped == 0 {
+		t.Fatalf("there is nothing in %s", filepath.Join(p.DataDir, folder))
+	}
+	t.Logf("%d bits flipped in %s of %s", flipped, folder, p.Addr)
+}
+
+// fillDisk takes all room that is left on the disk of the daemon's data.
+func (p *part) fillDisk(t testing.TB) {
+	t.Helper()
+	file, err := os.Create(filepath.Join(seenBy(p.process, p.DataDir), "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	block := make([]byte, 64<<10)
+	for err == nil {
+		_, err = file.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+}
+
+var badPeerBinary = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(fixturesRoot, "badpeer")
+	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "github.com/murderp2p/murder/integration/badpeer").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build badpeer: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+// startBadPeer starts a peer that offers the image and sends wrong bytes at full
+// speed, or, when silent, none.
+func (f *flock) startBadPeer(t testing.TB, silent bool) *process {
+	t.Helper()
+	binary, err := badPeerBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{binary, "-listen", f.strangerAddr(t), "-tracker", f.Seeder.URL() + "/announce"}
+	if silent {
+		args = append(args, "-silent")
+	}
+	return startProcess(t, processConfig{Args: append(args, f.metainfo(t)...), On: f.Stranger})
 }

@@ -1,0 +1,327 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The faults of the chaos cases, each a function that a case or the soak calls.
+
+func killSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.Kill() }
+
+func restartSeeder(t *testing.T, f *flock, _ []*pull) {
+	f.Seeder.Kill()
+	f.Seeder.Restart(t)
+}
+
+// stopSeeder leaves a seeder that accepts connections and never answers.
+func stopSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.Signal(t, syscall.SIGSTOP) }
+
+// killStopped spares us the time that a stopped seeder would take to end well.
+func killStopped(_ *testing.T, f *flock) { f.Seeder.Kill() }
+
+func endSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.end(t) }
+
+// end has a daemon end as an operator does, which it must do well.
+func (p *part) end(t *testing.T) {
+	t.Helper()
+	p.Stop(t)
+	if p.err != nil {
+		t.Errorf("%s, by SIGTERM: %v", p.name, p.err)
+	}
+}
+
+// half are half of the hosts, whose pulls are excused as their mirrors end.
+func (f *flock) half(pulls []*pull) []*part {
+	hosts := f.Hosts[:len(f.Hosts)/2]
+	for i := range hosts {
+		pulls[i].excused = true
+	}
+	return hosts
+}
+
+// restartMirrors kills half of the mirrors, all of them before the first is
+// started again.
+func restartMirrors(t *testing.T, f *flock, pulls []*pull) {
+	hosts := f.half(pulls)
+	for _, h := range hosts {
+		h.Kill()
+	}
+	for _, h := range hosts {
+		h.Restart(t)
+	}
+}
+
+func endMirrors(t *testing.T, f *flock, pulls []*pull) {
+	hosts := f.half(pulls)
+	var ends sync.WaitGroup
+	for _, h := range hosts {
+		ends.Go(func() { h.end(t) })
+	}
+	ends.Wait()
+	for _, h := range hosts {
+		h.Restart(t)
+	}
+}
+
+// rotPartials has the disks of half of the hosts go bad under what has arrived
+// of the image, while their mirrors are down.
+func rotPartials(t *testing.T, f *flock, pulls []*pull) {
+	hosts := f.half(pulls)
+	for _, h := range hosts {
+		h.Kill()
+	}
+	for _, h := range hosts {
+		h.rot(t, "partial")
+		h.Restart(t)
+	}
+}
+
+func killRegistry(t *testing.T, f *flock, _ []*pull) { f.Registry.Crash() }
+
+func restartRegistry(t *testing.T, f *flock, _ []*pull) {
+	f.Registry.Crash()
+	f.Registry.Restart(t)
+}
+
+func corruptPeer(t *testing.T, f *flock) { f.bad = f.startBadPeer(t, false) }
+func silentPeer(t *testing.T, f *flock)  { f.bad = f.startBadPeer(t, true) }
+
+// wasAsked makes sure that a bad peer had its chance.
+func wasAsked(t *testing.T, f *flock) {
+	f.bad.waitLine(t, "being asked for bytes", func(line string) bool { return line == "asked" })
+}
+
+func fillDisks(t *testing.T, f *flock, _ []*pull) {
+	for _, h := range f.Hosts {
+		if h.cfg.DiskSize != "" {
+			h.fillDisk(t)
+		}
+	}
+}
+
+// cutCables leaves two hosts without any network. That takes its time, which is
+// the fault itself and not a wait for anything.
+func cutCables(t *testing.T, f *flock, pulls []*pull) {
+	for i, h := range f.Hosts[:2] {
+		pulls[i].excused = true
+		if err := h.cfg.On.Cut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(20 * time.Second)
+	for _, h := range f.Hosts[:2] {
+		if err := h.cfg.On.Mend(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// partition leaves the seeder with the hosts of its zone, and the registry with
+// the others.
+func partition(t *testing.T, f *flock, _ []*pull) {
+	if err := f.network.Part(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// join ends the partition, for which no pull has waited.
+func join(t *testing.T, f *flock) {
+	if err := f.network.Join(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// jumpClocks has the seeder and some hosts wake up in another week.
+func jumpClocks(t *testing.T, f *flock, _ []*pull) {
+	needsClock(t)
+	const ahead, back = 1000 * time.Hour, -1000 * time.Hour
+	jumpClock(t, f.Seeder.process, ahead)
+	for i, h := range f.Hosts {
+		switch i % 3 {
+		case 0:
+			jumpClock(t, h.process, ahead)
+		case 1:
+			jumpClock(t, h.process, back)
+		}
+	}
+	f.Seeder.waitClock(t, ahead)
+}
+
+// crowd has 200 more clients, on all hosts, that read 64 KiB each time that the
+// pulls have come a little further, and the rest in the end.
+func crowd(t *testing.T, f *flock, pulls []*pull) {
+	const clients, steps = 200, 20
+	step := make([]chan struct{}, steps) // each closed when it is time
+	for i := range step {
+		step[i] = make(chan struct{})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), hangsAfter)
+	defer cancel()
+	blob := f.image.Blobs[0]
+	var all sync.WaitGroup
+	for i := range clients {
+		host := pulls[i%len(pulls)]
+		all.Go(func() {
+			if err := host.readSlowly(ctx, blob, step); err != nil {
+				t.Errorf("slow client %d: %v", i, err)
+			}
+		})
+	}
+	for i := range step {
+		awaitShare(t, pulls, float64(i+1)/steps)
+		close(step[i])
+	}
+	all.Wait()
+}
+
+// readSlowly reads a blob in steps, and checks it.
+func (p *pull) readSlowly(ctx context.Context, blob blobInfo, step []chan struct{}) error {
+	resp, err := p.open(ctx, "blobs", blob.Digest.String(), 0)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	verifier := blob.Digest.Verifier()
+	for _, next := range step {
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if _, err := io.CopyN(verifier, resp.Body, 64<<10); err != nil {
+			return err
+		}
+	}
+	if _, err := io.Copy(verifier, resp.Body); err != nil {
+		return err
+	}
+	if !verifier.Verified() {
+		return errWrongBytes
+	}
+	return nil
+}
+
+// cutConnections breaks what the registry is sending.
+func cutConnections(t *testing.T, g *gate) {
+	g.Die()
+	g.Revive(t)
+}
+
+// spoil cuts the registry's connections and has it spoil its next answers to
+// requests for blobs.
+func spoil(t *testing.T, g *gate, answers int64, spoilt http.HandlerFunc) {
+	var left atomic.Int64
+	left.Store(answers)
+	g.Replace(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && digestOf(r.URL.Path) != "" && left.Add(-1) >= 0 {
+			spoilt(w, r)
+			return
+		}
+		g.Forward(w, r)
+	})
+	cutConnections(t, g)
+}
+
+// refuse has the registry refuse to send blobs for a while.
+func refuse(status int) func(t *testing.T, f *flock, _ []*pull) {
+	return func(t *testing.T, f *flock, _ []*pull) {
+		spoil(t, f.Registry.gate, 24, func(w http.ResponseWriter, _ *http.Request) {
+			if status == http.StatusTooManyRequests {
+				w.Header().Set("Retry-After", "1")
+			}
+			http.Error(w, `{"errors":[{"code":"UNKNOWN","message":"this is a test"}]}`, status)
+		})
+	}
+}
+
+// truncate has the registry cut its answers off.
+func truncate(t *testing.T, f *flock, _ []*pull) {
+	spoil(t, f.Registry.gate, 12, func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Forward(&truncator{ResponseWriter: w, left: 300 << 10}, r)
+	})
+}
+
+// truncator takes only so many bytes; then the gate cuts the connection.
+type truncator struct {
+	http.ResponseWriter
+	left int
+}
+
+func (w *truncator) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *truncator) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b[:min(len(b), w.left)])
+	w.left -= n
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	return n, err
+}
+
+// falsify has the registry send blobs with wrong bytes.
+func falsify(t *testing.T, f *flock, _ []*pull) {
+	spoil(t, f.Registry.gate, 6, func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Forward(falsifier{w}, r)
+	})
+}
+
+// falsifier gets the first byte of all that is written at once wrong.
+type falsifier struct{ http.ResponseWriter }
+
+func (w falsifier) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w falsifier) Write(b []byte) (int, error) {
+	wrong := append([]byte(nil), b...)
+	if len(wrong) > 0 {
+		wrong[0] ^= 1
+	}
+	return w.ResponseWriter.Write(wrong)
+}
+
+// useBucket has the registry send blobs from object storage, by URLs that hold
+// until expireURLs.
+func useBucket(_ *testing.T, f *flock) {
+	signature := func() string { return fmt.Sprint(f.era.Load()) }
+	f.Registry.Replace(func(w http.ResponseWriter, r *http.Request) {
+		redirectBlobs(f.Registry.gate, "http://"+f.Bucket.Addr, "?signature="+signature())(w, r)
+	})
+	f.Bucket.Replace(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("signature") != signature() {
+			http.Error(w, "expired", http.StatusForbidden)
+			return
+		}
+		f.Bucket.Forward(w, r)
+	})
+}
+
+func expireURLs(t *testing.T, f *flock, _ []*pull) {
+	f.era.Add(1)
+	cutConnections(t, f.Bucket.gate)
+}
+
+// wantTokens has the registry ask for tokens, which hold until expireTokens.
+func wantTokens(_ *testing.T, f *flock) {
+	f.Registry.Replace(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != currentToken(f) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="https://tokens.example/token",service="chaos"`)
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"this is a test"}]}`, http.StatusUnauthorized)
+			return
+		}
+		f.Registry.Forward(w, r)
+	})
+}
+
+func currentToken(f *flock) string { return fmt.Sprintf("Bearer token-%d", f.era.Load()) }
+
+func expireTokens(t *testing.T, f *flock, _ []*pull) {
+	f.era.Add(1)
+	cutConnections(t, f.Registry.gate)
+}
