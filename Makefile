@@ -120,6 +120,12 @@ bin/murder-lab:
 chaos: ## what pulls of 8 hosts do when parts fail, as root; CASES="seeder" runs only those; ends with a table in seconds
 	go test -count=1 -timeout 30m -v -run '^TestChaos$$$(if $(CASES),/($(subst $() ,_,$(CASES))))' ./integration | grep -E 'chaos: |^ *---|^(ok|FAIL|panic)|_test.go:' | sed 's/^.*chaos: //'
 
+DURATION := 10m
+
+.PHONY: soak
+soak: ## faults at random on one fleet, as root, for DURATION; SEED=n replays the draws of a run
+	MURDER_SOAK=$(DURATION) MURDER_SOAK_SEED=$(SEED) go test -count=1 -timeout 24h -v -run '^TestSoak$$' ./integration | grep -E 'chaos: |^ *---|^(ok|FAIL|panic)|_test.go:' | sed 's/^.*chaos: //'
+
 .PHONY: bench-tracker
 bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer
 	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -78,10 +80,30 @@ func rotPartials(t *testing.T, f *flock, pulls []*pull) {
 	for _, h := range hosts {
 		h.Kill()
 	}
+	flipped := 0
 	for _, h := range hosts {
-		h.rot(t, "partial")
+		flipped += h.rot(t, "partial") // nothing on a disk that went with its daemon
 		h.Restart(t)
 	}
+	t.Logf("%d bits flipped", flipped)
+}
+
+// rotCaches has the disks of three hosts go bad that have had the image before
+// and share it. The pulls are the others'.
+func rotCaches(t *testing.T, f *flock) {
+	others := f.Hosts[3:]
+	f.Hosts = f.Hosts[:3]
+	awaitPulls(t, f.pullEverywhere(t, nil), true)
+	for _, h := range f.Hosts {
+		for _, b := range f.image.Blobs {
+			h.waitUntil(t, "a blob under its name", func() error {
+				_, err := os.Stat(filepath.Join(h.DataDir, "blobs/sha256", b.Digest.Encoded()))
+				return err
+			})
+		}
+		h.rot(t, "blobs")
+	}
+	f.Hosts = others
 }
 
 func killRegistry(t *testing.T, f *flock, _ []*pull) { f.Registry.Crash() }

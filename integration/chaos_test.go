@@ -15,6 +15,8 @@ type chaosCase struct {
 	name  string
 	flock flockConfig
 	wired bool    // needs machines with cables
+	alone bool    // cannot be mended, so it is no part of a soak
+	waits bool    // its strike waits for the pulls, so nothing else can strike
 	at    float64 // the share of the image that is everywhere when it strikes
 
 	// retry says why engines have to ask again though their mirrors run on, if they have to.
@@ -40,15 +42,16 @@ var chaosCases = []chaosCase{
 
 	{name: "seeder silent", at: 0.25, strike: stopSeeder, check: killStopped},
 	{name: "seeder silent as it fetches", flock: flockConfig{Cold: true}, at: 0.25, strike: stopSeeder, check: killStopped},
-	{name: "first of two seeders silent", flock: flockConfig{Deaf: true}, at: 0.1},
+	{name: "first of two seeders silent", alone: true, flock: flockConfig{Deaf: true}, at: 0.1},
 	{name: "peer sends wrong bytes", before: corruptPeer, at: 0.05, check: wasAsked},
 	{name: "peer offers and never sends", before: silentPeer, at: 0.05, check: wasAsked},
 	{name: "rot in half of what has arrived", at: 0.4, strike: rotPartials},
+	{name: "rot in three caches", alone: true, flock: flockConfig{Hosts: 11}, before: rotCaches, at: 0.05},
 	{name: "disks of two full", wired: true, flock: flockConfig{SmallDisks: 2}, at: 0.25, strike: fillDisks},
 	{name: "two cables cut for 20 s", wired: true, at: 0.25, strike: cutCables},
 	{name: "partition, the seeder with two", wired: true, flock: flockConfig{Small: 2}, at: 0.25, strike: partition, check: join},
 	{name: "clocks jump", at: 0.25, strike: jumpClocks},
-	{name: "200 slow clients", at: 0.05, strike: crowd},
+	{name: "200 slow clients", waits: true, at: 0.05, strike: crowd},
 
 	{name: "registry says 500", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: refuse(http.StatusInternalServerError)},
 	{name: "registry says 429", flock: flockConfig{Cold: true}, at: 0.1, retry: onlyRegistry, strike: refuse(http.StatusTooManyRequests)},
@@ -64,9 +67,11 @@ const onlyRegistry = "nobody but the registry has the bytes"
 
 // TestChaos runs all cases and logs a table of how pulls went on.
 func TestChaos(t *testing.T) {
+	needs(t, "docker-registry")
+	image := newFlockImage(t, "v1", 8<<20, 5<<20, 3<<20, 200<<10)
 	var table []aftermath
 	for _, c := range chaosCases {
-		t.Run(c.name, func(t *testing.T) { table = append(table, c.run(t)) })
+		t.Run(c.name, func(t *testing.T) { table = append(table, c.run(t, image)) })
 	}
 	t.Log("chaos: " + aftermathHead)
 	for _, a := range table {
@@ -74,36 +79,46 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-func (c chaosCase) run(t *testing.T) aftermath {
+func (c chaosCase) run(t *testing.T, image *flockImage) aftermath {
 	if c.wired {
 		needsShaping(t)
 	}
-	f := startFlock(t, c.flock)
+	f := startFlock(t, image, c.flock)
 	if c.before != nil {
 		c.before(t, f)
 	}
-	var token func() string
-	if c.token != nil {
-		token = func() string { return c.token(f) }
-	}
-	pulls := f.pullEverywhere(t, f.image, token)
-	awaitShare(t, pulls, c.at)
-	inFlight := 0
-	for _, p := range pulls {
-		if p.strike() {
-			inFlight++
-		}
-	}
-	t.Logf("it strikes with %d of %d pulls in flight", inFlight, len(pulls))
-	if c.strike != nil {
-		c.strike(t, f, pulls)
-	}
+	pulls := f.pullEverywhere(t, c.tokens(f))
+	c.strikeAt(t, f, pulls, c.at)
 	awaitPulls(t, pulls, c.retry == "")
 	if c.check != nil {
 		c.check(t, f)
 	}
 	f.logWays(t)
 	return newAftermath(c.name, pulls)
+}
+
+// tokens is the case's token, for pullEverywhere.
+func (c chaosCase) tokens(f *flock) func() string {
+	if c.token == nil {
+		return nil
+	}
+	return func() string { return c.token(f) }
+}
+
+// strikeAt strikes once this share of the image is everywhere.
+func (c chaosCase) strikeAt(t *testing.T, f *flock, pulls []*pull, share float64) {
+	t.Helper()
+	awaitShare(t, pulls, share)
+	inFlight := 0
+	for _, p := range pulls {
+		if p.strike() {
+			inFlight++
+		}
+	}
+	t.Logf("%s, with %d of %d pulls in flight", c.name, inFlight, len(pulls))
+	if c.strike != nil {
+		c.strike(t, f, pulls)
+	}
 }
 
 // logWays logs where the bytes came from, and why not from the swarm.

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/integration/netlab"
 )
@@ -70,54 +70,46 @@ const flockRepo = "chaos/app"
 
 // flockImage is an image that flocks pull.
 type flockImage struct {
-	Tag   string
-	Image v1.Image
-	Blobs []blobInfo // layers and config
+	Tag      string
+	Manifest digest.Digest
+	Blobs    []blobInfo // layers and config
 }
 
 func (i *flockImage) Size() int64 { return sizeOf(i.Blobs) }
 
-// flockStorage is a registry's folder with the image of the chaos cases.
-var flockStorage = sync.OnceValues(func() (*flockImage, error) {
-	image, err := makeImage(fixturesRoot, "chaos", 8<<20, 5<<20, 3<<20, 200<<10)
-	return &flockImage{Tag: "v1", Image: image}, err
-})
-
-// storage is the folder of the registries of all flocks.
+// flockFolder is the folder of the registries of all flocks.
 func flockFolder() string { return filepath.Join(fixturesRoot, "flock") }
 
-// pushFlockImage puts an image into the storage that all flocks' registries
-// share, by a registry of its own.
-func pushFlockImage(t testing.TB, image *flockImage) {
+// newFlockImage makes an image and puts it into the storage that the registries
+// of all flocks share, by a registry of its own.
+func newFlockImage(t testing.TB, tag string, sizes ...int64) *flockImage {
 	t.Helper()
-	image.Blobs = allBlobs(t, image.Image)
-	r := startRegistry(t, registryConfig{Storage: flockFolder()})
-	push(t, r.Addr, flockRepo+":"+image.Tag, image.Image, nil)
-	r.process.Stop(t)
-}
-
-var pushFlockOnce sync.Once
-
-// loadFlockImage returns the image of the chaos cases, which is in the flocks'
-// storage.
-func loadFlockImage(t testing.TB) *flockImage {
-	t.Helper()
-	needs(t, "docker-registry")
-	image, err := flockStorage()
+	dir, err := os.MkdirTemp(fixturesRoot, "image-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pushFlockOnce.Do(func() { pushFlockImage(t, image) })
-	return image
+	defer os.RemoveAll(dir)
+	image, err := makeImage(dir, tag, sizes...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := image.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := startRegistry(t, registryConfig{Storage: flockFolder()})
+	push(t, r.Addr, flockRepo+":"+tag, image, nil)
+	r.process.Stop(t)
+	return &flockImage{Tag: tag, Manifest: digest.Digest(manifest.String()), Blobs: allBlobs(t, image)}
 }
 
-// startFlock starts a flock. Its cables are limited once all is up.
-func startFlock(t testing.TB, cfg flockConfig) *flock {
+// startFlock starts a flock that is to pull an image. Its cables are limited once all is up.
+func startFlock(t testing.TB, image *flockImage, cfg flockConfig) *flock {
 	t.Helper()
 	if cfg.Hosts == 0 {
 		cfg.Hosts = 8
 	}
-	f := &flock{image: loadFlockImage(t)}
+	f := &flock{image: image}
 	machines := f.plugIn(t, cfg)
 	f.startRegistries(t, cfg, machines)
 	f.Seeder = f.startSeeder(t, cfg, machines.seeder)
@@ -343,10 +335,10 @@ func (p *part) files(t testing.TB, folder string) (files []string) {
 }
 
 // rot flips a bit in each 64 KiB of the larger files below a folder of the
-// daemon's data, as a disk does that goes bad: their times stay as they were.
-func (p *part) rot(t testing.TB, folder string) {
+// daemon's data, as a disk does that goes bad: their times stay as they were. It
+// returns how many.
+func (p *part) rot(t testing.TB, folder string) (flipped int) {
 	t.Helper()
-	flipped := 0
 	for _, path := range p.files(t, folder) {
 		info, err := os.Stat(path)
 		if err != nil || info.Size() < onePiece {
@@ -368,16 +360,16 @@ func (p *part) rot(t testing.TB, folder string) {
 			t.Fatal(err)
 		}
 	}
-	if flipped == 0 {
-		t.Fatalf("there is nothing in %s", filepath.Join(p.DataDir, folder))
-	}
-	t.Logf("%d bits flipped in %s of %s", flipped, folder, p.Addr)
+	return flipped
 }
+
+// ballast is the file by which fillDisk does it.
+func (p *part) ballast() string { return filepath.Join(seenBy(p.process, p.DataDir), "ballast") }
 
 // fillDisk takes all room that is left on the disk of the daemon's data.
 func (p *part) fillDisk(t testing.TB) {
 	t.Helper()
-	file, err := os.Create(filepath.Join(seenBy(p.process, p.DataDir), "ballast"))
+	file, err := os.Create(p.ballast())
 	if err != nil {
 		t.Fatal(err)
 	}

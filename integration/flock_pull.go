@@ -46,15 +46,15 @@ type pull struct {
 	ended  chan struct{} // closed once err is set
 }
 
-// pullEverywhere begins a pull on each host. What breaks is asked for again, as
+// pullEverywhere begins a pull of the image on each host. What breaks is asked for again, as
 // engines do.
-func (f *flock) pullEverywhere(t testing.TB, image *flockImage, token func() string) []*pull {
+func (f *flock) pullEverywhere(t testing.TB, token func() string) []*pull {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), hangsAfter)
 	t.Cleanup(cancel)
 	var pulls []*pull
 	for _, h := range f.Hosts {
-		p := &pull{host: h, flock: f, image: image, token: token, ended: make(chan struct{}), agent: &http.Client{Transport: transportOn(h.cfg.On)}}
+		p := &pull{host: h, flock: f, image: f.image, token: token, ended: make(chan struct{}), agent: &http.Client{Transport: transportOn(h.cfg.On)}}
 		pulls = append(pulls, p)
 		go func() { // ends with ctx at the latest; awaitPulls waits for it
 			p.err = p.run(ctx)
@@ -146,11 +146,10 @@ func (p *pull) manifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want, err := p.image.Image.Digest()
-	if err == nil && digest.FromBytes(content).String() != want.String() {
-		err = fmt.Errorf("manifest: %w", errWrongBytes)
+	if digest.FromBytes(content) != p.image.Manifest {
+		return fmt.Errorf("manifest: %w", errWrongBytes)
 	}
-	return err
+	return nil
 }
 
 // blobStream is a blob that arrives at an engine, which goes on where it broke.
@@ -277,7 +276,7 @@ func awaitPulls(t testing.TB, pulls []*pull, sturdy bool) {
 			t.Errorf("host %d: %v", i, p.err)
 		}
 		if p.again > 0 {
-			t.Logf("host %d had to ask %d times again: %.400q", i, p.again, p.broken)
+			t.Logf("host %d (%s) had to ask %d times again: %.400q", i, p.host.Addr, p.again, p.broken)
 		}
 		if sturdy && p.again > 0 && !p.excused {
 			t.Errorf("the pull of host %d broke though there was another way", i)
@@ -305,6 +304,15 @@ func newAftermath(fault string, pulls []*pull) aftermath {
 	slices.Sort(a.next)
 	slices.Sort(a.pause)
 	return a
+}
+
+// plus is the aftermath of both, of one fault.
+func (a aftermath) plus(b aftermath) aftermath {
+	b.struck, b.again = a.struck+b.struck, a.again+b.again
+	b.next, b.pause = append(b.next, a.next...), append(b.pause, a.pause...)
+	slices.Sort(b.next)
+	slices.Sort(b.pause)
+	return b
 }
 
 // String is a line of a table: seconds at the median and at most.
