@@ -47,10 +47,12 @@ type link struct {
 	conn net.Conn
 	r    *bufio.Reader
 	w    io.Writer
-	// tcp is where files are sent from the kernel; nil when bytes change on the way.
-	tcp *net.TCPConn
-	// socket is what lies below all; nil when that is none.
-	socket syscall.RawConn
+	// tcp is where files are sent from the kernel, by files; nil when bytes change on
+	// the way.
+	tcp   *net.TCPConn
+	files *sender
+	// waker is the reader's, of the socket below all.
+	waker *waker
 
 	name    layers.InfoHash
 	id      [20]byte
@@ -122,9 +124,12 @@ type readWriter struct {
 
 func newLink(conn net.Conn) *link {
 	l := &link{conn: conn, r: bufio.NewReaderSize(conn, readBuffer), w: conn}
-	l.tcp, _ = conn.(*net.TCPConn)
-	l.socket = socketOf(conn)
-	tune(l.socket)
+	if l.tcp, _ = conn.(*net.TCPConn); l.tcp != nil {
+		l.files = newSender(l.tcp)
+	}
+	socket := socketOf(conn)
+	tune(socket)
+	l.waker = newWaker(socket)
 	return l
 }
 
@@ -168,12 +173,12 @@ func (l *link) chunk(b []byte) error {
 	}
 	n, err := io.ReadFull(l.r, b[:min(len(b), l.r.Buffered())])
 	for n < len(b) && err == nil {
-		expect(l.socket, len(b)-n)
+		l.waker.expect(len(b) - n)
 		var more int
 		more, err = l.tcp.Read(b[n:])
 		n += more
 	}
-	expect(l.socket, 1)
+	l.waker.expect(1)
 	return noEOF(err)
 }
 
@@ -182,8 +187,8 @@ var sendBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // send writes head and then n bytes of f from off on.
 func (l *link) send(head []byte, f *os.File, off, n int64) error {
-	if l.tcp != nil {
-		return sendFile(l.tcp, head, f, off, n)
+	if l.tcp != nil && l.files != nil {
+		return l.files.send(head, f, off, n)
 	}
 	buf := sendBuffers.Get().(*[]byte)
 	defer sendBuffers.Put(buf)

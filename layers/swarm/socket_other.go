@@ -9,14 +9,22 @@ import (
 	"syscall"
 )
 
-func tune(syscall.RawConn)        {}
-func expect(syscall.RawConn, int) {}
+func tune(syscall.RawConn) {}
 
-// sendFile writes head and then n bytes of f from off on.
-func sendFile(conn *net.TCPConn, head []byte, f *os.File, off, n int64) error {
-	if _, err := conn.Write(head); err != nil {
+type waker struct{}
+
+func newWaker(syscall.RawConn) *waker { return nil }
+func (w *waker) expect(int)           {}
+
+type sender struct{ conn *net.TCPConn }
+
+func newSender(conn *net.TCPConn) *sender { return &sender{conn} }
+
+// send writes head and then n bytes of f from off on.
+func (s *sender) send(head []byte, f *os.File, off, n int64) error {
+	if _, err := s.conn.Write(head); err != nil {
 		return err
 	}
-	_, err := io.Copy(conn, io.NewSectionReader(f, off, n))
+	_, err := io.Copy(s.conn, io.NewSectionReader(f, off, n))
 	return err
 }
