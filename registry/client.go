@@ -287,18 +287,29 @@ func (b *tailBody) Read(p []byte) (int, error) {
 	return b.ReadCloser.Read(p)
 }
 
-// getBlob asks for the section from off on, or for all of a blob where a
-// registry has no such ranges: go-containerregistry's knows only closed ones.
+// getBlob asks for the section from off on, or for all of a blob where a registry or its
+// storage has no such sections: some answer without the section's place, or with an error.
 func (c *Client) getBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (*http.Response, error) {
 	end := "blobs/" + d.String()
 	if off > 0 {
 		header := http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}}
 		resp, err := c.do(ctx, http.MethodGet, repo, end, nil, header, authorization)
-		if !hasStatus(err, http.StatusRequestedRangeNotSatisfiable) {
-			return resp, err
+		if err != nil && !rangeUnwelcome(err) {
+			return nil, err
+		}
+		if err == nil {
+			if _, err = wholeSize(resp, off); err == nil {
+				return resp, nil
+			}
+			resp.Body.Close()
 		}
 	}
 	return c.do(ctx, http.MethodGet, repo, end, nil, nil, authorization)
+}
+
+// rangeUnwelcome is true for answers that may be to the Range rather than to the question.
+func rangeUnwelcome(err error) bool {
+	return hasStatus(err, http.StatusRequestedRangeNotSatisfiable, http.StatusBadRequest)
 }
 
 // ReadBlob implements [Upstream].

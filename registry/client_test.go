@@ -123,11 +123,28 @@ func checkBlob(t *testing.T, c *Client, repo Repository, blob []byte, off int64)
 func TestResume(t *testing.T) {
 	blob, d := content(50_000)
 	repo := func(host string) Repository { return Repository{host, "a"} }
+	// Asked for a section, a registry answers with what is of no use; without, it is well.
+	unlessRange := func(status int, contentRange string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") == "" {
+				w.Write(blob)
+				return
+			}
+			if contentRange != "" {
+				w.Header().Set("Content-Range", contentRange)
+			}
+			w.WriteHeader(status)
+			w.Write(blob[7:])
+		}
+	}
 	for _, test := range []struct {
 		name  string
 		serve http.HandlerFunc
 		fails bool
 	}{
+		{"ranges are a bad request", unlessRange(400, ""), false},
+		{"ranges without Content-Range", unlessRange(206, ""), false},
+		{"ranges of unknown size", unlessRange(206, "bytes 7-49999/*"), false},
 		{"ranges", func(w http.ResponseWriter, r *http.Request) {
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
 		}, false},
