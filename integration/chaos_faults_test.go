@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -313,19 +314,31 @@ func (w falsifier) Write(b []byte) (int, error) {
 func useBucket(_ *testing.T, f *flock) {
 	signature := func() string { return fmt.Sprint(f.era.Load()) }
 	f.Registry.Replace(func(w http.ResponseWriter, r *http.Request) {
-		redirectBlobs(f.Registry.gate, "http://"+f.Bucket.Addr, "?signature="+signature())(w, r)
+		redirectBlobs(f.Registry.gate, "http://"+f.Bucket.Addr+"/bucket", "?signature="+signature())(w, r)
 	})
 	f.Bucket.Replace(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("signature") != signature() {
 			http.Error(w, "expired", http.StatusForbidden)
 			return
 		}
+		r.URL.Path = strings.TrimPrefix(r.URL.Path, "/bucket")
 		f.Bucket.Forward(w, r)
 	})
 }
 
+// expireURLs has the URLs that were handed out hold no longer, nor the next two
+// of the registry, as when its answers come late.
 func expireURLs(t *testing.T, f *flock, _ []*pull) {
 	f.era.Add(1)
+	var late atomic.Int64
+	late.Store(2)
+	f.Registry.Replace(func(w http.ResponseWriter, r *http.Request) {
+		era := f.era.Load()
+		if digestOf(r.URL.Path) != "" && late.Add(-1) >= 0 {
+			era--
+		}
+		redirectBlobs(f.Registry.gate, "http://"+f.Bucket.Addr+"/bucket", fmt.Sprintf("?signature=%d", era))(w, r)
+	})
 	cutConnections(t, f.Bucket.gate)
 }
 

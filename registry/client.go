@@ -425,7 +425,21 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented || resp.StatusCode/100 == 3 {
 		return nil, Unavailable("%s answered %s", c.party(repo.Host), resp.Status)
 	}
+	if expired(resp) {
+		return nil, Unavailable("object storage of %s answered %s", c.party(repo.Host), resp.Status)
+	}
 	return nil, c.verdict(resp, repo)
+}
+
+// expired tells what object storage says of a signed URL that holds no longer
+// (S3 and Azure 403, Google 400), for which the registry has another, from the
+// registry's verdict on the caller: it gave the URL to whom it had admitted.
+func expired(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusForbidden && resp.StatusCode != http.StatusBadRequest {
+		return false
+	}
+	r := resp.Request
+	return r.Method == http.MethodGet && r.Response != nil && r.URL.RawQuery != "" && !strings.HasPrefix(r.URL.Path, "/v2/")
 }
 
 // isPage tells the login page of a sign-on proxy, which answers 200 to

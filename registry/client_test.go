@@ -539,6 +539,22 @@ func dialTo(transport *http.Transport, servers map[string]string) {
 
 // A registry that a stranger names must not make us read what speaks HTTP
 // near to us.
+// A signed URL may have expired on the way to object storage. That is no verdict
+// on the caller: who asks the registry again gets another.
+func TestExpiredURLIsNoRefusal(t *testing.T) {
+	_, d := content(10)
+	for status, refused := range map[int]bool{403: false, 400: false, 404: true} {
+		target := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(status) })
+		host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+target+"/bucket/x?Signature=old", http.StatusTemporaryRedirect)
+		})
+		_, _, err := newTestClient(t, host).GetBlob(t.Context(), Repository{host, "a"}, d, 0, "Bearer secret")
+		if err == nil || Refused(err) != refused {
+			t.Errorf("GetBlob, redirected to a %d = %v; refused %v, want %v", status, err, Refused(err), refused)
+		}
+	}
+}
+
 func TestNoRedirectFromTLSToHTTP(t *testing.T) {
 	blob, d := content(1000)
 	var reached atomic.Bool
