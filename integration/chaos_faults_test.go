@@ -130,6 +130,13 @@ func fillDisks(t *testing.T, f *flock, _ []*pull) {
 	}
 }
 
+// fillDisksKillSeeder does so once what goes past the full disks is on its way.
+func fillDisksKillSeeder(t *testing.T, f *flock, pulls []*pull) {
+	fillDisks(t, f, pulls)
+	awaitShare(t, pulls[:2], 0.6)
+	f.Seeder.Kill()
+}
+
 // cutCables leaves two hosts without any network. That takes its time, which is
 // the fault itself and not a wait for anything.
 func cutCables(t *testing.T, f *flock, pulls []*pull) {

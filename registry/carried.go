@@ -144,10 +144,14 @@ func (r *carrying) before(verifier io.Writer) error {
 }
 
 func (r *carrying) open(off int64) (io.ReadCloser, error) {
-	body, size, err := r.From(r.ctx, off)
-	if err == nil && size >= 0 && size != r.Size() {
-		body.Close()
-		return nil, fmt.Errorf("%d bytes there, %d promised", size, r.Size())
+	body, err := openResumed(r.ctx, off, r.From)
+	if err != nil {
+		return nil, err
 	}
-	return body, err
+	if body.size >= 0 && body.size != r.Size() {
+		body.Close()
+		return nil, fmt.Errorf("%d bytes there, %d promised", body.size, r.Size())
+	}
+	body.size = r.Size()
+	return body, nil
 }

@@ -41,23 +41,32 @@ var (
 )
 
 // PassThrough asks up for a blob and returns it as an [*Uncached], or the error.
-// The stream outlives ctx.
+// The stream outlives ctx, and goes on at the same byte when the answer breaks off.
 func PassThrough(ctx context.Context, up Upstream, req Request, cause error) error {
-	body, size, err := up.GetBlob(context.WithoutCancel(ctx), req.Repo, req.Digest, 0, req.Authorization)
+	body, err := openResumed(context.WithoutCancel(ctx), 0, blobFrom(up, req))
 	if err != nil {
 		return err
 	}
-	return &Uncached{NewStream(body, size, req.Digest), cause}
+	return &Uncached{NewStream(body, body.size, req.Digest), cause}
 }
 
 // PassOn is PassThrough for who has asked already, from byte off on: body, which it takes
-// over, is the stream if it is all of the blob.
+// over, begins the stream if it is all of the blob.
 func PassOn(ctx context.Context, up Upstream, req Request, body io.ReadCloser, off, size int64, cause error) error {
 	if off > 0 {
 		body.Close()
 		return PassThrough(ctx, up, req, cause)
 	}
-	return &Uncached{NewStream(body, size, req.Digest), cause}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	whole := &resumed{ctx: ctx, cancel: cancel, from: blobFrom(up, req), size: size, body: body}
+	return &Uncached{NewStream(whole, size, req.Digest), cause}
+}
+
+// blobFrom asks up in the name of req's caller.
+func blobFrom(up Upstream, req Request) asker {
+	return func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+		return up.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
+	}
 }
 
 // NewStream takes over body, which holds all of blob d; size in bytes is -1

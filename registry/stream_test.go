@@ -2,8 +2,10 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -131,4 +133,55 @@ func TestStreamThatIsAbandoned(t *testing.T) {
 			t.Errorf("Close = %v, the upstream's body closed: %v", err, body.closed.Load())
 		}
 	})
+}
+
+// brittle is an upstream whose answers break off.
+type brittle struct {
+	Upstream
+	blob   []byte
+	breaks []int64 // after so many bytes, the next answers
+	asked  []int64 // from which byte on
+}
+
+func (u *brittle) GetBlob(_ context.Context, _ Repository, _ digest.Digest, off int64, _ string) (io.ReadCloser, int64, error) {
+	u.asked = append(u.asked, off)
+	rest := u.blob[off:]
+	if len(u.breaks) == 0 {
+		return io.NopCloser(bytes.NewReader(rest)), int64(len(u.blob)), nil
+	}
+	n := u.breaks[0]
+	u.breaks = u.breaks[1:]
+	return io.NopCloser(io.MultiReader(bytes.NewReader(rest[:n]), iotest.ErrReader(errIdle))), int64(len(u.blob)), nil
+}
+
+// What is passed on goes on at the same byte when the answer breaks off, as long as
+// that helps.
+func TestPassThroughGoesOn(t *testing.T) {
+	checkGoroutines(t)
+	blob, d := content(200_000)
+	for name, test := range map[string]struct {
+		breaks, asked []int64
+		ok            bool
+	}{
+		"once":         {[]int64{50_000}, []int64{0, 50_000}, true},
+		"often":        {[]int64{50_000, 1, 0, 0, 99_999}, []int64{0, 50_000, 50_001, 50_001, 50_001, 150_000}, true},
+		"at the end":   {[]int64{200_000}, []int64{0}, true},
+		"without help": {[]int64{50_000, 0, 0, 0, 0}, []int64{0, 50_000, 50_000, 50_000}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := &brittle{blob: blob, breaks: test.breaks}
+			u, ok := errors.AsType[*Uncached](PassThrough(t.Context(), up, Request{Digest: d}, ErrTooMany))
+			if !ok {
+				t.Fatal("PassThrough gave no stream")
+			}
+			defer u.Stream.Close()
+			got, err := io.ReadAll(u.Stream.Section(t.Context(), 0, -1))
+			if (err == nil) != test.ok || test.ok && !bytes.Equal(got, blob) {
+				t.Errorf("the stream brought %d bytes, %v", len(got), err)
+			}
+			if !slices.Equal(up.asked, test.asked) {
+				t.Errorf("asked from %d, want %d", up.asked, test.asked)
+			}
+		})
+	}
 }
