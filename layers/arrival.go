@@ -19,22 +19,25 @@ const torrentSuffix = ".torrent"
 // originSuffix of files that hold where an arrival comes from.
 const originSuffix = ".origin"
 
+// besideSuffixes are those of all files that may lie beside that of an arrival.
+var besideSuffixes = []string{torrentSuffix, originSuffix, hashesSuffix}
+
 // arrival is what is known of a blob that is not whole: the file under partial/ and
 // what has been hashed of it. It outlives a Partial that fails, so that the next one
 // goes on at the same byte without reading the file again.
 //
-// A file with metainfo beside it holds pieces, and which of them is found by hashing
-// them; one without holds the blob's first bytes; one whose metainfo is not complete, so
-// that the file of it is empty, is of no use to a later run. So a crash needs no record
-// that could be wrong.
+// Beside the file lies what its pieces are judged by: metainfo, where that is complete, or
+// else the hashes that have become known (see noted). Which pieces are here is found by
+// hashing them, so a crash needs no record that could be wrong.
 type arrival struct {
 	digest digest.Digest
 	size   int64
 	origin string   // who vouches for it
 	file   *os.File // nil at rest
+	noted  *noted
 
 	// While torrent is nil the first prefix bytes are here, and behind them the
-	// pieces of have, if there was a torrent once. None is verified.
+	// pieces of have, if there was a torrent once. None counts as verified.
 	prefix int64
 
 	// While torrent is set, these pieces are here, and are verified ...
@@ -93,7 +96,6 @@ func (s *Store) dropRest(r *rest) {
 // unlinkPartial removes what the disk has of an arrival. s.names is held, or nobody
 // else has the store yet.
 func (s *Store) unlinkPartial(d digest.Digest) error {
-	// The metainfo goes last: a file of pieces must never lie there without.
 	if err := remove(s.partialPath(d)); err != nil {
 		return err
 	}
@@ -102,7 +104,11 @@ func (s *Store) unlinkPartial(d digest.Digest) error {
 
 // unlinkBeside removes what lies beside the file of an arrival.
 func (s *Store) unlinkBeside(d digest.Digest) error {
-	return errors.Join(remove(s.partialPath(d)+torrentSuffix), remove(s.partialPath(d)+originSuffix))
+	var errs []error
+	for _, suffix := range besideSuffixes {
+		errs = append(errs, remove(s.partialPath(d)+suffix))
+	}
+	return errors.Join(errs...)
 }
 
 // dropStale removes rests that nobody has gone on with for long.
@@ -179,7 +185,9 @@ func (s *Store) Begun(d digest.Digest, origin string) int64 {
 	if err != nil {
 		return 0
 	}
-	return fi.Size()
+	size, hashes := readNoted(s.partialPath(d) + hashesSuffix)
+	pl := PieceLength(size)
+	return pl * min(fi.Size()/pl, int64(len(hashes)/sha1.Size))
 }
 
 // startPartial registers a Partial over a, and sets it to work.
@@ -284,6 +292,7 @@ func newArrival(d digest.Digest, size int64, f *os.File) *arrival {
 		digest:   d,
 		size:     size,
 		file:     f,
+		noted:    &noted{path: f.Name() + hashesSuffix, size: size},
 		digester: d.Algorithm().Hash(),
 		pieces:   newPieceHasher(size),
 	}
@@ -300,16 +309,16 @@ func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
 		return nil, nil
 	}
 	a := newArrival(d, size, f)
-	torrent := f.Name() + torrentSuffix
-	if _, err := os.Lstat(torrent); errors.Is(err, fs.ErrNotExist) {
-		a.prefix, a.received = fi.Size(), fi.Size()
-		return a, nil
+	if m := readMetainfo(f.Name()+torrentSuffix, d, size); m != nil {
+		a.setPieces(m.Torrent())
+	} else {
+		was, hashes := readNoted(a.noted.path)
+		if was != size || len(hashes) == 0 {
+			return nil, nil
+		}
+		a.noted.hashes = hashes
+		a.setPieces(earlierTorrent(a, hashes))
 	}
-	m := readMetainfo(torrent, d, size)
-	if m == nil {
-		return nil, nil
-	}
-	a.setPieces(m.Torrent())
 	if err := a.findData(); err != nil {
 		return nil, err
 	}
@@ -323,7 +332,8 @@ func (a *arrival) setPieces(t *Torrent) {
 	a.unknown = newBitset(t.Pieces())
 }
 
-// findData marks the pieces that are on disk in full as unknown.
+// findData marks the pieces that are on disk in full, and have a hash to be judged by, as
+// unknown.
 func (a *arrival) findData() error {
 	pl := a.torrent.PieceLength()
 	for off := int64(0); off < a.size; {
@@ -331,10 +341,10 @@ func (a *arrival) findData() error {
 		if err != nil {
 			return fmt.Errorf("look for data: %w", err)
 		}
-		if !ok {
+		if !ok || to <= off {
 			return nil
 		}
-		for i := int((from + pl - 1) / pl); i < a.torrent.Pieces(); i++ {
+		for i := int((from + pl - 1) / pl); i < a.torrent.Known(); i++ {
 			if _, end := pieceSpan(a.size, i); end > to {
 				break
 			}

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
@@ -13,6 +14,10 @@ type Blob struct {
 	entry    *entry
 	file     *os.File
 	unpinned atomic.Bool
+
+	metaOnce sync.Once // sets the two below
+	meta     *Metainfo // what its pieces are judged by
+	metaErr  error
 }
 
 // Digest returns the blob's digest.
@@ -22,11 +27,19 @@ func (b *Blob) Digest() digest.Digest { return b.entry.digest }
 func (b *Blob) Size() int64 { return b.entry.size }
 
 // File returns the open file, at offset 0 when the blob was opened. It is the
-// caller's alone, so that its offset may move (sendfile does that); Close closes it.
+// caller's alone, so that its offset may move (sendfile does that); Close closes it. What
+// is read from it has to be checked; see Check.
 func (b *Blob) File() *os.File { return b.file }
 
-// ReadAt implements io.ReaderAt.
-func (b *Blob) ReadAt(buf []byte, off int64) (int, error) { return b.file.ReadAt(buf, off) }
+// ReadAt implements io.ReaderAt. What it reads has been checked; see Check.
+func (b *Blob) ReadAt(buf []byte, off int64) (int, error) {
+	if off >= 0 && off < b.Size() {
+		if err := b.Check(off, min(int64(len(buf)), b.Size()-off)); err != nil {
+			return 0, err
+		}
+	}
+	return b.file.ReadAt(buf, off)
+}
 
 // Unpin lets the store evict the blob although it is open; it stays readable, and
 // its space is freed at Close. A swarm does this with what it shares, or the store

@@ -21,6 +21,9 @@ type Content struct {
 // Content serves b, and closes it in the end.
 func (b *Blob) Content() *Content {
 	return &Content{size: b.Size(), given: b, closers: []io.Closer{b}, section: func(_ context.Context, off, n int64) io.Reader {
+		if !b.proven() {
+			return &checkedReader{b, off, off + n}
+		}
 		if _, err := b.File().Seek(off, io.SeekStart); err != nil {
 			return failing{err}
 		}

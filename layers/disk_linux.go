@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Values of lseek(2)'s whence, and a mode of fallocate(2).
@@ -47,6 +49,21 @@ func reserve(f *os.File, off, n int64) error {
 		return nil
 	}
 	return os.NewSyscallError("fallocate", err)
+}
+
+// openQuietly opens a file for reading without that being noted as its atime, where we
+// may.
+func openQuietly(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOATIME, 0)
+	if errors.Is(err, syscall.EPERM) {
+		return os.Open(path)
+	}
+	return f, err
+}
+
+// forgetCached lets the kernel drop what it has cached of n bytes of f from off on.
+func forgetCached(f *os.File, off, n int64) {
+	_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED)
 }
 
 // diskFree returns how many bytes an ordinary user may still write to the disk of dir.

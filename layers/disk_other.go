@@ -34,3 +34,7 @@ func device(path string) (uint64, error) {
 
 // lock locks nothing.
 func lock(*os.File) error { return nil }
+
+func openQuietly(path string) (*os.File, error) { return os.Open(path) }
+
+func forgetCached(*os.File, int64, int64) {}

@@ -55,8 +55,7 @@ func (s *Store) use(e *entry) {
 	}
 	s.mu.Unlock()
 	if touch {
-		// That it fails, on a read-only disk, costs the order after a restart.
-		_ = os.Chtimes(s.blobPath(e.digest), now, now)
+		e.proof.touch(s.blobPath(e.digest), now)
 	}
 }
 

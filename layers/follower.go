@@ -100,9 +100,15 @@ func (p *Partial) feed(next section) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hashed = p.fed
-	if !p.rewind {
-		p.sums = p.pieces.sums
-		p.tell()
+	if p.rewind {
+		return nil
+	}
+	p.sums = p.pieces.sums
+	p.tell()
+	if next.inOrder {
+		p.mu.Unlock()
+		p.note(p.pieces.sums, false)
+		p.mu.Lock()
 	}
 	return nil
 }
@@ -174,8 +180,14 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 // becomeWhole notes that the digest is right. p.mu is held.
 func (p *Partial) becomeWhole() {
 	p.whole = true
-	if p.torrent == nil {
-		p.setPieces(newMetainfo(p.digest, p.size, p.pieces.finish()).Torrent())
+	if t := p.torrent; t == nil || t.Metainfo() == nil {
+		var hashes []byte
+		if t == nil {
+			hashes = p.pieces.finish()
+		} else { // noted by an earlier run, and now vouched for
+			hashes = t.known()
+		}
+		p.setPieces(newMetainfo(p.digest, p.size, hashes).Torrent())
 		for i := range p.torrent.Pieces() {
 			p.mark(i)
 		}
@@ -203,7 +215,7 @@ func (p *Partial) commit() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pin = e
+	p.pin, p.named = e, e
 	return nil
 }
 
@@ -223,6 +235,9 @@ func (p *Partial) close() {
 // settle ends the Partial, with the blob in the store if err is nil. What is left of it
 // otherwise is kept for the next, or removed if it is known to be wrong.
 func (p *Partial) settle(err error) {
+	if err != nil && !errors.Is(err, ErrMismatch) {
+		p.noteRest()
+	}
 	p.close()
 	p.store.release(p, p.leaveArrival(), err)
 	p.mu.Lock()

@@ -169,11 +169,10 @@ func TestGrowingTorrentJudgesWhatWasAppended(t *testing.T) {
 			if err := p.Append(bad[:5*pl+100]); err != nil {
 				t.Fatal(err)
 			}
+			awaitHashed(t, p, 5*pl+100)
 			if restarted {
 				s = restart(t, s)
 				p = partial(t, s, m.Digest(), len(b))
-			} else {
-				awaitHashed(t, p, 5*pl+100)
 			}
 			misled := p.NewReader(t.Context(), 0, p.Size())
 			defer misled.Close()
@@ -537,15 +536,12 @@ func TestCrashWithGrowingTorrent(t *testing.T) {
 	tr, m := newTorrent(t, b)
 	s := openStore(t, StoreConfig{})
 	p := partial(t, s, m.Digest(), len(b))
-	anew := func(when string) {
+	resumed := func(when string) {
 		t.Helper()
 		s := crash(t, s)
 		p := partial(t, s, m.Digest(), len(b))
-		if p.Prefix() != 0 || p.Received() != 0 || p.Torrent() != nil {
-			t.Errorf("%s: it goes on at byte %d with %d bytes", when, p.Prefix(), p.Received())
-		}
-		if err := p.Append(b); err != nil {
-			t.Fatal(err)
+		if err := (&web{b: b}).fill(t, p); err != nil {
+			t.Errorf("%s: %v", when, err)
 		}
 		wantWhole(t, s, p, b)
 	}
@@ -555,18 +551,18 @@ func TestCrashWithGrowingTorrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustWrite(t, p, m, b, 0, 9)
-	anew("growing")
+	resumed("growing")
 	if err := p.trust(tr); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Append(b[pl : 2*pl+5]); err != nil {
 		t.Fatal(err)
 	}
-	anew("in order again")
+	resumed("in order again")
 
 	next, _ := newTorrent(t, b)
 	mustSet(t, p, next)
-	anew("growing again")
+	resumed("growing again")
 	mustAdd(t, next, hashesOf(m, 0, 20))
 	saved := s.partialPath(m.Digest()) + torrentSuffix
 	for stop := time.Now().Add(timeout); readMetainfo(saved, m.Digest(), m.Size()) == nil; runtime.Gosched() {

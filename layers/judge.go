@@ -52,9 +52,11 @@ func (p *Partial) goesBy(t *Torrent) (bool, error) {
 
 // usePieces makes the change to pieces. p.appending is held and the caller has entered.
 func (p *Partial) usePieces(t *Torrent) error {
-	grows := t.Metainfo() == nil // what is saved of it is not all, then
-	if err := p.save(t); err != nil {
-		return err
+	grows := t.Metainfo() == nil // then it is saved later
+	if !grows {
+		if err := p.save(t.Metainfo()); err != nil {
+			return err
+		}
 	}
 	if done, err := p.goesBy(t); done { // the follower has reached the end meanwhile
 		return err
@@ -120,15 +122,9 @@ func (p *Partial) leaveTorrent() {
 	p.mu.Lock()
 }
 
-// save makes the file on disk one of pieces, also for a later run: the metainfo beside
-// it tells which are right. As long as that is not complete, the file there is empty,
-// and a later run begins anew.
-func (p *Partial) save(t *Torrent) error {
-	var content []byte
-	if m := t.Metainfo(); m != nil {
-		content = m.Bytes()
-	}
-	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, content); err != nil {
+// save keeps the metainfo for a later run, beside the file.
+func (p *Partial) save(m *Metainfo) error {
+	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, m.Bytes()); err != nil {
 		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
 	}
 	return nil
@@ -148,8 +144,8 @@ func (p *Partial) wrong(from, to int64) {
 	}
 }
 
-// goBy finds out which pieces on disk are right, as their hashes become known, and saves
-// the metainfo when it is complete, for as long as p goes by t. grows says that it was not
+// goBy finds out which pieces on disk are right, as their hashes become known, notes these,
+// and saves the metainfo when it is complete, for as long as p goes by t. grows says that it was not
 // when p began to. It runs on work.
 func (p *Partial) goBy(t *Torrent, turn int, grows bool) {
 	for known := 0; ; {
@@ -159,7 +155,11 @@ func (p *Partial) goBy(t *Torrent, turn int, grows bool) {
 				p.check(known)
 			}
 		}
-		if !p.stillBy(turn) || t.Err() != nil {
+		if !p.stillBy(turn) {
+			return
+		}
+		p.note(t.known(), false)
+		if t.Err() != nil {
 			return
 		}
 		if known == t.Pieces() {
@@ -179,7 +179,7 @@ func (p *Partial) goBy(t *Torrent, turn int, grows bool) {
 	p.mu.Lock()
 	p.moved.fire() // the end of a range waits for this, see vouchedFor
 	p.mu.Unlock()
-	if err := p.save(t); err != nil {
+	if err := p.save(t.Metainfo()); err != nil {
 		p.store.ail(err)
 	}
 }

@@ -122,11 +122,12 @@ func (s *Store) loadPartials() error {
 		if strings.HasPrefix(name, tempPrefix) {
 			return remove(filepath.Join(s.partialDir(), name))
 		}
-		d, err := parseFileName(strings.TrimSuffix(strings.TrimSuffix(name, torrentSuffix), originSuffix))
+		name, beside := cutBeside(name)
+		d, err := parseFileName(name)
 		switch {
 		case err != nil:
 			return nil // not ours
-		case strings.HasSuffix(name, torrentSuffix), strings.HasSuffix(name, originSuffix):
+		case beside:
 			return s.tidyBeside(d)
 		case s.blobs[d] != nil || time.Since(fi.ModTime()) > restKept:
 			return s.unlinkPartial(d)
@@ -135,6 +136,16 @@ func (s *Store) loadPartials() error {
 		return nil
 	})
 	return err
+}
+
+// cutBeside returns the name of the arrival that a file lies beside, if it does.
+func cutBeside(name string) (arrival string, beside bool) {
+	for _, suffix := range besideSuffixes {
+		if arrival, ok := strings.CutSuffix(name, suffix); ok {
+			return arrival, true
+		}
+	}
+	return name, false
 }
 
 // tidyBeside removes what lies beside a partial blob that is not there.

@@ -124,6 +124,9 @@ func (s *Store) adopt(d digest.Digest, size int64, path string, arrived int64) (
 	var e *entry
 	if err == nil {
 		e = s.add(d, size, arrived)
+		if fi, err := os.Lstat(to); err == nil {
+			e.proof.found(fi)
+		}
 	}
 	s.names.Unlock()
 	if err != nil {

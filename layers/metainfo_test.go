@@ -204,7 +204,7 @@ func TestMetainfoIsTheSameEachWay(t *testing.T) {
 						return s
 					}
 					p = partial(t, s, d, size)
-					if err := p.Append(b[p.Prefix():]); err != nil {
+					if err := (&web{b: b}).fill(t, p); err != nil {
 						t.Fatal(err)
 					}
 					await(t, p.Done())

@@ -52,6 +52,7 @@ type Partial struct {
 	shut     bool          // the file is being let go of: nobody enters
 	ended    bool          // done is closed
 	err      error         // why it failed
+	named    *entry        // the blob in the store, once it has its name
 	pin      *entry        // the blob, whole now, that open readers keep from being evicted
 	made     *Torrent      // what Hashes returned
 	readers  map[*reader]struct{}
@@ -242,6 +243,15 @@ func (p *Partial) PieceHave(i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return checkPiece(p.torrent, i) == nil && p.have.has(i)
+}
+
+// Unjudged tells whether all bytes of piece i were here before its hash was known, or
+// before the last restart, and have still to be judged. If they are found wrong, that is
+// Progress.
+func (p *Partial) Unjudged(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unknown.has(i)
 }
 
 // Pieces returns how many pieces are here, and of how many; 0, 0 without a torrent.

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -574,8 +575,14 @@ func TestFullDisk(t *testing.T) {
 	if err := os.WriteFile(s.partialPath(d)+originSuffix, []byte("registry.test"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(s.partialPath(d)+hashesSuffix, append(binary.BigEndian.AppendUint64(nil, 1000), make([]byte, 20)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s = openStore(t, StoreConfig{Dir: s.dir})
 	p := partial(t, s, d, len(b))
+	if err := p.trust(p.Torrent()); err != nil {
+		t.Fatal(err)
+	}
 	wantErr(t, p.Append(b), syscall.ENOSPC)
 	if p.Err() != nil || p.Prefix() != 0 {
 		t.Errorf("error %v, prefix %d", p.Err(), p.Prefix())

@@ -2,11 +2,15 @@ package layers
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"slices"
 	"testing"
+	"time"
 )
 
 // restart ends s as a crash would, as far as files go, and opens it again.
@@ -27,17 +31,23 @@ func TestResumeInOrder(t *testing.T) {
 			if err := p.Append(b[:prefix]); err != nil {
 				t.Fatal(err)
 			}
+			awaitHashed(t, p, int64(prefix))
 			s = restart(t, s)
 			if u := s.Usage(); prefix > 4096 && u.Arriving == 0 {
 				t.Error("what arrived is not counted")
 			}
-			p = partial(t, s, sha256Of(b), len(b))
-			if p.Prefix() != int64(prefix) || s.Usage().Arriving != int64(prefix) {
-				t.Errorf("prefix is %d, usage %+v, want %d", p.Prefix(), s.Usage(), prefix)
+			kept := int64(prefix) / minPieceLength * minPieceLength
+			if begun := s.Begun(sha256Of(b), "registry.test"); begun != kept {
+				t.Errorf("begun are %d bytes, want %d", begun, kept)
 			}
+			p = partial(t, s, sha256Of(b), len(b))
 			reader := read(t.Context(), p, 0, p.Size())
-			if err := p.Append(b[prefix:]); err != nil {
+			w := &web{b: b}
+			if err := w.fill(t, p); err != nil {
 				t.Fatal(err)
+			}
+			if !slices.Equal(w.from, []int64{kept}) {
+				t.Errorf("the web was asked from %d, want %d", w.from, kept)
 			}
 			if r := end(t, reader); r.err != nil || !bytes.Equal(r.got, b) {
 				t.Errorf("read %d bytes, %v", len(r.got), r.err)
@@ -60,6 +70,7 @@ func TestResumeInOrderThenByPieces(t *testing.T) {
 	if err := p.Append(b[:1<<20+5]); err != nil {
 		t.Fatal(err)
 	}
+	awaitHashed(t, p, 1<<20+5)
 	s = restart(t, s)
 	p = partial(t, s, m.Digest(), len(b))
 	if err := p.SetTorrent(m.Torrent()); err != nil {
@@ -120,27 +131,110 @@ func TestResumeByPieces(t *testing.T) {
 	wantBlob(t, s, m.Digest(), b)
 }
 
-// A crash has damaged what came in order: the digest tells, and the next try is clean.
+// A crash has damaged what came in order: the damaged piece is fetched again, and nobody
+// gets to see it.
 func TestResumeOfDamagedPrefix(t *testing.T) {
+	const pl = minPieceLength
 	b := content(1, 1<<20)
-	s := openStore(t, StoreConfig{})
-	p := partial(t, s, sha256Of(b), len(b))
-	if err := p.Append(b[:1<<19]); err != nil {
-		t.Fatal(err)
+	for _, torrent := range []bool{false, true} {
+		t.Run(fmt.Sprint(torrent), func(t *testing.T) {
+			s := openStore(t, StoreConfig{})
+			p := partial(t, s, sha256Of(b), len(b))
+			if err := p.Append(b[:1<<19]); err != nil {
+				t.Fatal(err)
+			}
+			awaitHashed(t, p, 1<<19)
+			s.Close()
+			damage(t, s.partialPath(sha256Of(b)), pl+1000)
+			s = openStore(t, StoreConfig{Dir: s.dir})
+			p = partial(t, s, sha256Of(b), len(b))
+			reader := read(t.Context(), p, 0, p.Size())
+			if torrent {
+				mustSet(t, p, metainfoOf(t, b).Torrent())
+			}
+			w := &web{b: b}
+			if err := w.fill(t, p); err != nil {
+				t.Fatal(err)
+			}
+			if r := end(t, reader); r.err != nil || !bytes.Equal(r.got, b) {
+				t.Errorf("read %d bytes, %v", len(r.got), r.err)
+			}
+			if w.from[0] != pl {
+				t.Errorf("the web was asked from %d", w.from)
+			}
+			await(t, p.Done())
+			wantBlob(t, s, sha256Of(b), b)
+		})
 	}
-	s.Close()
-	damage(t, s.partialPath(sha256Of(b)), 1000)
-	s = openStore(t, StoreConfig{Dir: s.dir})
-	p = partial(t, s, sha256Of(b), len(b))
-	reader := read(t.Context(), p, 0, p.Size())
-	if err := p.Append(b[1<<19:]); err != nil {
-		t.Fatal(err)
+}
+
+// A seeder is still fetching the blob when this host ends, or is killed: what had come by
+// then is not fetched again, whichever way the rest comes.
+func TestResumeFromColdSwarm(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 200*pl)
+	for _, end := range []string{"closed", "killed"} {
+		for _, way := range []string{"web", "growing", "named"} {
+			t.Run(end+" "+way, func(t *testing.T) {
+				tr, m := newTorrent(t, b)
+				s := openStore(t, StoreConfig{})
+				p := partial(t, s, m.Digest(), len(b))
+				mustSet(t, p, tr)
+				mustAdd(t, tr, hashesOf(m, 0, 100))
+				for i := range 100 {
+					if i%10 != 3 { // pieces come in any order
+						mustWrite(t, p, m, b, i)
+					}
+				}
+				noted := s.partialPath(m.Digest()) + hashesSuffix
+				for stop := time.Now().Add(timeout); len(hashesAt(noted)) == 0; runtime.Gosched() {
+					if time.Now().After(stop) {
+						t.Fatal("no hashes are noted")
+					}
+				}
+				if end == "closed" {
+					s = restart(t, s)
+				} else {
+					s = crash(t, s)
+				}
+				p = partial(t, s, m.Digest(), len(b))
+				w := &web{b: b}
+				switch way {
+				case "growing":
+					again, _ := newTorrent(t, b)
+					mustSet(t, p, again)
+					mustAdd(t, again, hashesOf(m, 0, 20))
+					if !p.Unjudged(50) {
+						t.Error("a piece whose hash is to come is given up")
+					}
+					mustAdd(t, again, hashesOf(m, 20, 200))
+				case "named":
+					named := NamedTorrent(m.Digest(), m.Size(), m.InfoHash())
+					mustSet(t, p, named)
+					if err := named.SetInfo(m.InfoBytes()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for way != "web" && p.Unjudged(99) {
+					await(t, p.Progress())
+				}
+				if err := w.fill(t, p); err != nil {
+					t.Fatal(err)
+				}
+				// Holes of one piece are fetched as one with what lies between them, see gapMerge;
+				// written is only what was missing.
+				if w.from[0] != 3*pl {
+					t.Errorf("the web was asked from %d", w.from[0])
+				}
+				wantWhole(t, s, p, b)
+			})
+		}
 	}
-	wantErr(t, end(t, reader).err, ErrMismatch)
-	await(t, p.Done())
-	wantErr(t, p.Err(), ErrMismatch)
-	put(t, s, b)
-	wantBlob(t, s, sha256Of(b), b)
+}
+
+func hashesAt(path string) []byte {
+	_, hashes := readNoted(path)
+	return hashes
 }
 
 func damage(t testing.TB, path string, off int64) {
@@ -162,25 +256,33 @@ func damage(t testing.TB, path string, off int64) {
 
 // Whatever lies under partial/, the blob becomes right, or is found wrong. The file is
 // the blob's first bytes with others over them; given as a whole it would be too large
-// for the fuzzer to get anywhere.
+// for the fuzzer to get anywhere. beside is what its pieces are judged by: nothing,
+// metainfo, hashes or all of these.
 func FuzzResume(f *testing.F) {
 	const size = 256<<10 + 100
 	b := content(1, size)
 	m := metainfoOf(f, b)
-	f.Add(uint32(0), []byte(nil), uint32(0), []byte(nil), false)
-	f.Add(uint32(1000), []byte(nil), uint32(0), []byte(nil), false)
-	f.Add(uint32(size), []byte(nil), uint32(0), []byte(nil), false)
-	f.Add(uint32(size), []byte{1, 2}, uint32(7), []byte(nil), false)
-	f.Add(uint32(size), []byte{1}, uint32(size), []byte(nil), false)
-	f.Add(uint32(256<<10), []byte(nil), uint32(0), m.Bytes(), true)
-	f.Add(uint32(size), []byte(nil), uint32(0), m.Bytes(), true)
-	f.Add(uint32(size), []byte{1, 2}, uint32(256<<10+5), m.Bytes(), true)
-	f.Add(uint32(0), []byte{1}, uint32(300<<10), m.Bytes(), true)
-	f.Add(uint32(size), []byte(nil), uint32(0), []byte("d4:infodee"), true)
-	f.Add(uint32(size), []byte(nil), uint32(0), metainfoOf(f, b[1:]).Bytes(), true)
-	f.Add(uint32(size), []byte(nil), uint32(0), newMetainfo(m.Digest(), size, make([]byte, 40)).Bytes(), true)
+	f.Add(uint32(0), []byte(nil), uint32(0), []byte(nil), uint8(0))
+	f.Add(uint32(1000), []byte(nil), uint32(0), []byte(nil), uint8(0))
+	f.Add(uint32(size), []byte(nil), uint32(0), []byte(nil), uint8(0))
+	f.Add(uint32(size), []byte{1, 2}, uint32(7), []byte(nil), uint8(0))
+	f.Add(uint32(size), []byte{1}, uint32(size), []byte(nil), uint8(0))
+	f.Add(uint32(256<<10), []byte(nil), uint32(0), m.Bytes(), uint8(1))
+	f.Add(uint32(size), []byte(nil), uint32(0), m.Bytes(), uint8(1))
+	f.Add(uint32(size), []byte{1, 2}, uint32(256<<10+5), m.Bytes(), uint8(1))
+	f.Add(uint32(0), []byte{1}, uint32(300<<10), m.Bytes(), uint8(1))
+	f.Add(uint32(size), []byte(nil), uint32(0), []byte("d4:infodee"), uint8(1))
+	f.Add(uint32(size), []byte(nil), uint32(0), metainfoOf(f, b[1:]).Bytes(), uint8(1))
+	f.Add(uint32(size), []byte(nil), uint32(0), newMetainfo(m.Digest(), size, make([]byte, 40)).Bytes(), uint8(1))
+	hashes := append(binary.BigEndian.AppendUint64(nil, size), m.hashes...)
+	f.Add(uint32(size), []byte(nil), uint32(0), hashes, uint8(2))
+	f.Add(uint32(size), []byte{1, 2}, uint32(7), hashes, uint8(2))
+	f.Add(uint32(200<<10), []byte{1, 2}, uint32(220<<10), hashes[:8+2*20+7], uint8(2))
+	f.Add(uint32(size), []byte(nil), uint32(0), append(binary.BigEndian.AppendUint64(nil, size+1), m.hashes...), uint8(2))
+	f.Add(uint32(size), []byte(nil), uint32(0), append(binary.BigEndian.AppendUint64(nil, 1<<63), m.hashes...), uint8(2))
+	f.Add(uint32(size), []byte(nil), uint32(0), append(slices.Clone(hashes), 1, 2, 3), uint8(3))
 	log := slog.New(slog.DiscardHandler)
-	f.Fuzz(func(t *testing.T, good uint32, over []byte, at uint32, torrent []byte, hasTorrent bool) {
+	f.Fuzz(func(t *testing.T, good uint32, over []byte, at uint32, torrent []byte, beside uint8) {
 		file := make([]byte, max(int(good%(size+1)), int(at%(size+10))+len(over)))
 		copy(file, b[:good%(size+1)])
 		copy(file[at%(size+10):], over)
@@ -194,10 +296,15 @@ func FuzzResume(f *testing.F) {
 		if err := os.WriteFile(path, file, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if hasTorrent {
-			if err := os.WriteFile(path+torrentSuffix, torrent, 0o644); err != nil {
-				t.Fatal(err)
+		for bit, suffix := range []string{torrentSuffix, hashesSuffix} {
+			if beside>>bit&1 != 0 {
+				if err := os.WriteFile(path+suffix, torrent, 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
+		}
+		if err := os.WriteFile(path+originSuffix, []byte("registry.test"), 0o600); err != nil {
+			t.Fatal(err)
 		}
 		if s, err = OpenStore(StoreConfig{Dir: dir, Log: log}); err != nil {
 			t.Fatal(err)
@@ -211,8 +318,9 @@ func FuzzResume(f *testing.F) {
 					p.Fail(err) // the metainfo is well-formed, and of other bytes
 				}
 			}
-		} else if err := p.Append(b[p.Prefix():]); err != nil {
-			wantErr(t, err, ErrMismatch) // all was here, and wrong
+		} else if err := (&web{b: b}).fill(t, p); err != nil {
+			wantErr(t, err, ErrMismatch) // hashes of other bytes, that were here
+			p.Fail(err)
 		}
 		r := end(t, reader)
 		if r.err == nil && !bytes.Equal(r.got, b) {

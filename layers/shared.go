@@ -55,6 +55,7 @@ func (s *Shared) Share(ctx context.Context, d digest.Digest) (*Metainfo, error) 
 	if err != nil {
 		return nil, err
 	}
+	blob.meta = m
 	if err := s.swarm.Share(ctx, m, blob, s.trackers); err != nil {
 		return nil, err
 	}

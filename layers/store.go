@@ -56,9 +56,12 @@ type StoreConfig struct {
 	// MinFree is how many bytes of the disk are left free, whoever fills it: idle
 	// blobs go, and what is new is refused with ENOSPC. 0 is down to the last byte.
 	MinFree int64
+	// ScrubRate is how many bytes a second of whole blobs are read and hashed in the
+	// background, each blob once a week; 0 is none.
+	ScrubRate int64
 	// Log is where the store reports; nil is slog.Default().
 	Log *slog.Logger
-	// OnEvict is told of each blob that went to make room, soon after it has gone, so
+	// OnEvict is told of each blob that went to make room or has rotted, soon after it has gone, so
 	// that its owner can leave the swarm; not of one that is back by then, nor of
 	// Remove. It is called from one goroutine and may call the store, but not Close.
 	// May be nil.
@@ -111,6 +114,7 @@ type Store struct {
 	short     int64      // bytes by which the disk has less free than it should
 	arriving  int64      // received bytes of partials and rests
 	evictions int64
+	rotted    int64
 	partials  map[digest.Digest]*Partial // not yet at rest
 	rests     map[digest.Digest]*rest
 	held      map[digest.Digest]int // how often each blob, here or not, is kept from eviction by Hold
@@ -118,10 +122,11 @@ type Store struct {
 	closed    bool
 }
 
-// entry is a whole blob. Its fields but the first two are guarded by Store.mu.
+// entry is a whole blob. Its fields but the first three are guarded by Store.mu.
 type entry struct {
 	digest  digest.Digest
 	size    int64
+	proof   proof // which of its bytes can be believed
 	used    time.Time
 	touched time.Time // used, as the file's mtime has it
 	pins    int       // who keep it from being evicted
@@ -129,8 +134,8 @@ type entry struct {
 	gone    bool // it is not in the store any more
 }
 
-// OpenStore opens the layout under cfg.Dir or begins one. What lies there is
-// believed, not hashed again; stale temporary files, and partial blobs that
+// OpenStore opens the layout under cfg.Dir or begins one. What lies there is not hashed
+// before it is read (see Blob.Check); stale temporary files, and partial blobs that
 // nobody has touched for a day, are removed.
 func OpenStore(cfg StoreConfig) (*Store, error) {
 	s := &Store{
@@ -169,6 +174,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		s.running.Go(s.tell)
 	}
 	s.running.Go(s.watch)
+	s.startScrub(cfg.ScrubRate)
 	s.trim()
 	return s, nil
 }
@@ -275,10 +281,17 @@ func (s *Store) hash(d digest.Digest) (*Metainfo, error) {
 		return nil, err
 	}
 	defer b.Close() // and so it is not evicted before its metainfo is saved
+	fi, err := b.File().Stat()
+	if err != nil {
+		return nil, err
+	}
 	m, err := makeMetainfo(d, b.Size(), b.File())
 	if err != nil {
-		return nil, fmt.Errorf("hash blob %s: %w", d, err)
+		err = fmt.Errorf("hash blob %s: %w", d, err)
+		s.rotten(b.entry, err)
+		return nil, errors.Join(errLost, err)
 	}
+	b.entry.proof.found(fi)
 	if err := writeFile(s.partialDir(), s.torrentPath(d), m.Bytes()); err != nil {
 		s.ail(fmt.Errorf("save metainfo of %s: %w", d, err))
 	}
@@ -315,7 +328,10 @@ func (s *Store) Blobs() []BlobInfo {
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs), Evictions: s.evictions, Failures: s.failures()}
+	return Usage{
+		Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs),
+		Evictions: s.evictions, Rotten: s.rotted, Failures: s.failures(),
+	}
 }
 
 // Close fails what is arriving with ErrClosed (it can be resumed by the next
@@ -354,8 +370,8 @@ func (s *Store) blobPath(d digest.Digest) string {
 	return filepath.Join(s.dir, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
 }
 
-// partialPath returns where a blob lies while it arrives; the metainfo its pieces are
-// judged by lies beside it, with torrentSuffix, and its origin, with originSuffix.
+// partialPath returns where a blob lies while it arrives. Beside it, with besideSuffixes,
+// lie its origin and what its pieces are judged by.
 func (s *Store) partialPath(d digest.Digest) string {
 	return filepath.Join(s.partialDir(), fileName(d))
 }
@@ -381,4 +397,5 @@ type Usage struct {
 	Blobs     int   // whole blobs
 	Evictions int64 // blobs removed to make room since OpenStore
 	Failures  int64 // of the disk since OpenStore
+	Rotten    int64 // blobs removed since OpenStore because their bytes were wrong
 }

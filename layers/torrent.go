@@ -19,6 +19,7 @@ type Torrent struct {
 	draft    InfoHash
 	hasDraft bool
 	named    bool // draft is the infohash of the metainfo
+	claimed  bool // nobody vouches for the hashes: all of them are no metainfo
 
 	done chan struct{} // closed when meta or err is set
 
@@ -162,7 +163,7 @@ func (t *Torrent) Add(hashes []byte) error {
 		return nil
 	}
 	t.hashes = append(t.hashes, hashes...)
-	if len(t.hashes) == t.Pieces()*sha1.Size {
+	if len(t.hashes) == t.Pieces()*sha1.Size && !t.claimed {
 		t.complete()
 	}
 	t.changed.fire()

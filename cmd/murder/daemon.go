@@ -101,7 +101,10 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
 	}
-	d.store, err = layers.OpenStore(layers.StoreConfig{Dir: d.dataDir, Limit: limit, MinFree: minFree, TakeAll: role == "seeder", Log: d.log, OnEvict: d.evicted})
+	d.store, err = layers.OpenStore(layers.StoreConfig{
+		Dir: d.dataDir, Limit: limit, MinFree: minFree, TakeAll: role == "seeder",
+		ScrubRate: rateFlag(c, "scrub-rate"), Log: d.log, OnEvict: d.evicted,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
@@ -244,6 +247,7 @@ func (d *daemon) register(p part) {
 	gauge("murder_cache_pinned_bytes", "Bytes of whole blobs in the cache that pins keep.", func() int64 { return d.store.Usage().Pinned })
 	gauge("murder_cache_limit_bytes", "Bytes that the cache may hold; 0 is no limit.", func() int64 { return d.store.Usage().Limit })
 	counter("murder_cache_errors_total", "Failures of the disk below the cache; what it did not take or give went past it.", "", "", func() int64 { return d.store.Usage().Failures })
+	counter("murder_cache_rotten_total", "Blobs that left the cache because their bytes were not right any more.", "", "", func() int64 { return d.store.Usage().Rotten })
 	counter("murder_cache_evictions_total", "Blobs that left the cache to make room.", "", "", func() int64 { return d.store.Usage().Evictions })
 	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }

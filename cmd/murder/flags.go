@@ -56,6 +56,7 @@ func daemonFlags(d daemonDefaults) []cli.Flag {
 		textOf("data-dir", d.dataDir, "`DIR` of the cache, an OCI image layout", checkNotEmpty),
 		typed("cache-size", d.cacheSize, "`SIZE` of the cache: 100GiB, a share of its disk such as 80%, or 0 for no limit", parseCacheSize),
 		typed("min-free", "5%", "`SIZE` of the disk that is left free, whoever fills it: 20GiB, a share of the disk such as 5%, or 0", parseMinFree),
+		typed("scrub-rate", "16MiB", "`RATE` at which cached blobs are read again, each once a week, to find what the disk has spoilt; 0 for never", parseRate),
 		typed("upload-limit", "0", "`RATE` at which peers are served: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		typed("download-limit", "0", "`RATE` at which the swarm is drawn on: 500Mbit or 60MiB, a second; 0 for no limit", parseRate),
 		textOf("zone", "", "`NAME` of the rack or zone this host is in; peers of the same are preferred", checkZone),

@@ -59,6 +59,7 @@ type exchange struct {
 	torrent     *layers.Torrent
 	partial     *layers.Partial // nil when the blob was whole from the start
 	file        *os.File        // the blob, whole or arriving
+	check       checker         // whether it still has what it should
 	pieces      int
 	chunkLength int64
 	trackers    []string        // one beside each seeder
@@ -82,7 +83,8 @@ type exchange struct {
 	whole      map[string]int // how many hosts have the whole blob, as each tracker says
 	sources    int            // how many are, us included
 	have       bitset
-	missing    int // pieces
+	missing    int    // pieces
+	held       bitset // missing, but on disk unjudged: not to be fetched
 	peers      map[[20]byte]*peer
 	candidates map[netip.AddrPort]*candidate
 	dialing    int
@@ -102,11 +104,16 @@ type exchange struct {
 	saidInfo   bool    // peers that came before we had them have been told
 }
 
-func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, trackers []string, release func()) *exchange {
+// checker tells of n bytes of a blob from off on whether they may be sent; see
+// layers.Blob.Check.
+type checker func(off, n int64) error
+
+func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, check checker, trackers []string, release func()) *exchange {
 	x := &exchange{
-		client: c, torrent: t, partial: p, file: f, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), trackers: trackers, release: release,
+		client: c, torrent: t, partial: p, file: f, check: check, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), trackers: trackers, release: release,
 		failed:     make(chan struct{}),
 		have:       newBitset(t.Pieces()),
+		held:       newBitset(t.Pieces()),
 		peers:      make(map[[20]byte]*peer),
 		candidates: make(map[netip.AddrPort]*candidate),
 		arriving:   make(map[int]*piece),

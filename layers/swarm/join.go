@@ -21,7 +21,7 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	if m.Pieces() == 0 {
 		return b.Close() // nobody has to ask for the empty blob
 	}
-	x := c.newExchange(m.Torrent(), nil, b.File(), trackers, func() { _ = b.Close() })
+	x := c.newExchange(m.Torrent(), nil, b.File(), b.Check, trackers, func() { _ = b.Close() })
 	for i := range x.pieces {
 		x.have.set(i)
 	}
@@ -61,7 +61,8 @@ func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (
 	if err != nil {
 		return nil, fmt.Errorf("open arriving blob %s: %w", t.Digest(), err)
 	}
-	x := c.newExchange(t, p, f, trackers, func() {})
+	check := func(off, n int64) error { return p.Check(f, off, n) }
+	x := c.newExchange(t, p, f, check, trackers, func() {})
 	x.missing = x.pieces
 	return x, nil
 }
@@ -238,6 +239,9 @@ func (x *exchange) sync() (whole bool) {
 	}
 	if x.missing > 0 && x.leech == nil {
 		x.lack()
+	}
+	if x.leech != nil {
+		x.letGo()
 	}
 	return x.missing == 0
 }

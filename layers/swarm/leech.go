@@ -21,6 +21,12 @@ func (x *exchange) lack() {
 		return
 	}
 	x.leech = choice.NewLeech(x.torrent.Size(), x.torrent.PieceLength(), x.have.has, random())
+	for i := range x.pieces {
+		if !x.have.has(i) && x.partial.Unjudged(i) {
+			x.held.set(i)
+			x.leech.Hold(i)
+		}
+	}
 	x.leech.Wanted(x.front)
 	for _, p := range x.peers {
 		p.signal(pp.Interested)
@@ -113,7 +119,7 @@ func (x *exchange) rescue(now time.Duration) {
 	for _, i := range x.front {
 		waited := now - x.frontAt
 		onItsWay := i <= x.highest+8+x.pieces/16
-		if x.have.has(i) || onItsWay && waited < readersWait {
+		if x.have.has(i) || x.held.has(i) || onItsWay && waited < readersWait {
 			continue
 		}
 		if pc := x.arriving[i]; pc != nil && pc.comes(now) {
@@ -322,6 +328,29 @@ func (x *exchange) proven(pc *piece) {
 	defer x.mu.Unlock()
 	x.arrived(pc.index)
 	x.unjudged(pc)
+}
+
+// letGo has those pieces fetched that were on disk from an earlier run and have turned out
+// wrong. mu is held.
+func (x *exchange) letGo() {
+	wrong := false
+	for i := range x.held.all() {
+		if x.partial.Unjudged(i) {
+			continue
+		}
+		x.held.clear(i)
+		switch {
+		case x.have.has(i):
+		case x.partial.PieceHave(i):
+			x.arrived(i)
+		case x.leech != nil:
+			x.leech.Failed(i)
+			wrong = true
+		}
+	}
+	if wrong {
+		x.pumpAll()
+	}
 }
 
 // arrived notes that piece i is here, from wherever. mu is held.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"math/bits"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 )
@@ -220,3 +222,16 @@ func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
 func (s bitset) has(i int) bool { return s[i/64]>>(i%64)&1 == 1 }
 func (s bitset) set(i int)      { s[i/64] |= 1 << (i % 64) }
 func (s bitset) clear(i int)    { s[i/64] &^= 1 << (i % 64) }
+
+// all yields the numbers in the set, in order. The set may change meanwhile.
+func (s bitset) all() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for w, word := range s {
+			for ; word != 0; word &= word - 1 {
+				if !yield(w*64 + bits.TrailingZeros64(word)) {
+					return
+				}
+			}
+		}
+	}
+}

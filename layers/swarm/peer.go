@@ -225,6 +225,9 @@ func (p *peer) serve(ctx context.Context, head []byte, req request) error {
 		return err
 	}
 	off := int64(req.index)*p.x.torrent.PieceLength() + int64(req.begin)
+	if err := p.x.check(off, int64(req.length)); err != nil {
+		return err
+	}
 	err := p.send(appendPiece(head, req), p.x.file, off, int64(req.length))
 	if err == nil {
 		p.x.wrote(p, req)

@@ -232,6 +232,10 @@ func (l *Leech) Failed(i int) {
 	}
 }
 
+// Hold keeps piece i from being asked of anyone, until Failed or Done: its bytes are here,
+// and it is not known yet whether they are right.
+func (l *Leech) Hold(i int) { l.free.del(i) }
+
 // Next picks the piece to ask p for and notes it as asked. It is to be called
 // until it says no, whenever something has happened that may have changed the
 // answer: p announced or sent something, another's pieces were freed, or some

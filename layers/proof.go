@@ -1,0 +1,235 @@
+package layers
+
+import (
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// believedFor is how long bytes of a whole blob are believed once they were found right.
+// Disks rot slowly, and hashing costs a core a second for each GiB or so.
+const believedFor = 24 * time.Hour
+
+// proof is which pieces of a whole blob were found right, by this process and not long
+// ago. What an earlier run has left counts for nothing before it has been read: a disk
+// may rot, and people copy, restore and repair files. So does what was written to since,
+// which the file's mtime tells.
+type proof struct {
+	mu     sync.Mutex // guards all below
+	mtime  time.Time  // of the file when it was looked at
+	since  time.Time  // when the first of pieces was found right
+	whole  bool       // all of them are
+	pieces bitset
+}
+
+// found notes that the file that fi tells of has been found right, all of it.
+func (p *proof) found(fi os.FileInfo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mtime, p.since, p.whole, p.pieces = fi.ModTime(), time.Now(), true, nil
+}
+
+// holds tells whether the pieces [first, last] of the file can be believed; first > last
+// asks for all.
+func (p *proof) holds(fi os.FileInfo, first, last int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !fi.ModTime().Equal(p.mtime) || time.Since(p.since) > believedFor {
+		p.mtime, p.since, p.whole, p.pieces = fi.ModTime(), time.Now(), false, nil
+	}
+	if p.whole || first > last {
+		return p.whole
+	}
+	for i := first; i <= last; i++ {
+		if !p.pieces.has(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// right notes that piece i of total, in the file that fi tells of, has been found right.
+func (p *proof) right(fi os.FileInfo, i, total int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.whole || !fi.ModTime().Equal(p.mtime) {
+		return
+	}
+	if p.pieces == nil {
+		p.pieces = newBitset(total)
+	}
+	p.pieces.set(i)
+	if len(p.pieces.list()) == total {
+		p.whole, p.pieces = true, nil
+	}
+}
+
+// touch sets the file's mtime without losing the proof of what is in it.
+func (p *proof) touch(path string, at time.Time) {
+	before, err := os.Lstat(path)
+	if err != nil || os.Chtimes(path, at, at) != nil {
+		return // on a read-only disk this costs the order after a restart
+	}
+	after, err := os.Lstat(path)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if before.ModTime().Equal(p.mtime) {
+		p.mtime = after.ModTime()
+	}
+}
+
+// Check returns nil if n bytes of the blob from off on are what they should be: the
+// pieces they are in are hashed, unless that was done within a day. It is ErrMismatch if
+// they are not, or cannot be read, and DiskFailed; then the blob has left the store, to be
+// fetched anew.
+func (b *Blob) Check(off, n int64) error {
+	return b.store.check(b.entry, b.file, b.metainfo, off, n)
+}
+
+// Check is Blob.Check once the blob is whole and has its name; f is what OpenFile
+// returned. Before that it returns nil: what is here then was found right when it came.
+func (p *Partial) Check(f *os.File, off, n int64) error {
+	p.mu.Lock()
+	e := p.named
+	p.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	return p.store.check(e, f, func() (*Metainfo, error) { return p.Metainfo(), nil }, off, n)
+}
+
+// check is Check of the blob e that lies in f.
+func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), off, n int64) error {
+	if n <= 0 {
+		return nil
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	pl := PieceLength(e.size)
+	first, last := int(off/pl), int((off+n-1)/pl)
+	if e.proof.holds(fi, first, last) {
+		return nil
+	}
+	m, err := metainfo()
+	if err != nil {
+		return err
+	}
+	for i := first; i <= min(last, m.Pieces()-1); i++ {
+		if e.proof.holds(fi, i, i) {
+			continue
+		}
+		if err := checkPieceOf(f, m, i); err != nil {
+			s.rotten(e, err)
+			return fmt.Errorf("blob %s: %w", e.digest, errors.Join(errLost, err))
+		}
+		e.proof.right(fi, i, m.Pieces())
+	}
+	return nil
+}
+
+// proven tells whether all of the blob can be believed as it is.
+func (b *Blob) proven() bool {
+	fi, err := b.file.Stat()
+	return err == nil && b.entry.proof.holds(fi, 1, 0)
+}
+
+// metainfo returns what the blob's pieces are judged by.
+func (b *Blob) metainfo() (*Metainfo, error) {
+	b.metaOnce.Do(func() {
+		if b.meta == nil {
+			b.meta, b.metaErr = b.store.Metainfo(b.Digest())
+		}
+	})
+	return b.meta, b.metaErr
+}
+
+// checkPieceOf returns ErrMismatch if f does not have piece i of m.
+func checkPieceOf(f *os.File, m *Metainfo, i int) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	from, to := pieceSpan(m.Size(), i)
+	h := sha1.New()
+	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, from, to-from)}, *buf); err != nil {
+		return fmt.Errorf("piece %d: %w", i, errors.Join(ErrMismatch, err))
+	}
+	if [sha1.Size]byte(h.Sum(nil)) != m.Piece(i) {
+		return fmt.Errorf("piece %d: %w", i, ErrMismatch)
+	}
+	return nil
+}
+
+// rotten drops a whole blob that is not what its digest says. Its owner hears of it as of
+// an eviction.
+func (s *Store) rotten(e *entry, err error) {
+	s.names.Lock()
+	defer s.names.Unlock()
+	s.mu.Lock()
+	if e.gone {
+		s.mu.Unlock()
+		return
+	}
+	s.drop(e)
+	s.rotted++
+	s.mu.Unlock()
+	s.log.Error("blob in the cache has rotted, it will be fetched anew", "digest", e.digest, "bytes", e.size, "err", err)
+	if err := s.unlink(e.digest); err != nil {
+		s.log.Error("rotten blob could not be removed", "digest", e.digest, "err", err)
+	}
+	if s.onEvict != nil {
+		s.told.put(e.digest)
+	}
+}
+
+// checkedReader reads a section of a whole blob that nobody has looked at yet in this
+// run: each piece is hashed before it is handed out.
+type checkedReader struct {
+	blob *Blob
+	off  int64
+	end  int64
+}
+
+// Read implements io.Reader.
+func (r *checkedReader) Read(b []byte) (int, error) {
+	if r.off == r.end {
+		return 0, io.EOF
+	}
+	n, err := r.blob.ReadAt(b[:min(int64(len(b)), r.end-r.off)], r.off)
+	r.off += int64(n)
+	if n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
+// WriteTo implements io.WriterTo. It copies from a file, which a TCP connection takes by
+// sendfile.
+func (r *checkedReader) WriteTo(w io.Writer) (written int64, err error) {
+	for r.off < r.end {
+		n := min(maxSpan, r.end-r.off)
+		if err := r.blob.Check(r.off, n); err != nil {
+			return written, err
+		}
+		if _, err := r.blob.file.Seek(r.off, io.SeekStart); err != nil {
+			return written, err
+		}
+		got, err := copySome(w, r.blob.file, n)
+		written += got
+		r.off += got
+		if err == nil && got < n {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}

@@ -1,0 +1,227 @@
+package layers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
+)
+
+// serve returns what a client gets of a blob, by sendfile or through Read.
+func serve(t testing.TB, s *Store, d digest.Digest, off, n int64, through bool) ([]byte, error) {
+	t.Helper()
+	b, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	c := b.Content()
+	defer c.Close()
+	var got bytes.Buffer
+	r := c.Section(t.Context(), off, n)
+	if through {
+		r = struct{ io.Reader }{r}
+	}
+	_, err = io.Copy(&got, r)
+	return got.Bytes(), err
+}
+
+// A byte of a cached blob flips, while the daemon is away or while it runs: it is served to
+// nobody, whatever is right before it is, and the blob makes room for a new one.
+func TestFlippedByteIsNotServed(t *testing.T) {
+	const pl = minPieceLength
+	b := content(1, 10*pl+5)
+	for _, away := range []bool{true, false} {
+		for _, through := range []bool{true, false} {
+			s := openStore(t, StoreConfig{})
+			d := put(t, s, b)
+			dir := s.dir
+			if away {
+				s.Close()
+			}
+			damage(t, s.blobPath(d), 5*pl+7)
+			gone := make(chan digest.Digest, 1)
+			if !away {
+				s.Close()
+			}
+			s = openStore(t, StoreConfig{Dir: dir, OnEvict: func(d digest.Digest) { gone <- d }})
+			if !away { // all has been looked at, and then it flips again
+				damage(t, s.blobPath(d), 5*pl+7)
+				undo(t, s.blobPath(d), b)
+				if got, err := serve(t, s, d, 0, int64(len(b)), through); err != nil || !bytes.Equal(got, b) {
+					t.Fatalf("%d bytes of a sound blob, %v", len(got), err)
+				}
+				damage(t, s.blobPath(d), 5*pl+7)
+			}
+			if got, err := serve(t, s, d, 0, 5*pl, through); err != nil || !bytes.Equal(got, b[:5*pl]) {
+				t.Errorf("what is right: %d bytes, %v", len(got), err)
+			}
+			got, err := serve(t, s, d, pl+1, int64(len(b))-pl-1, through)
+			if !errors.Is(err, ErrMismatch) || !bytes.HasPrefix(b[pl+1:5*pl], got) {
+				t.Errorf("%d bytes, %v; want none from %d on, and %v", len(got), err, 5*pl, ErrMismatch)
+			}
+			if _, err := s.Open(d); !errors.Is(err, ErrNotFound) {
+				t.Errorf("the blob is still there: %v", err)
+			}
+			if u := s.Usage(); u.Rotten != 1 || u.Bytes != 0 || u.Evictions != 0 {
+				t.Errorf("usage is %+v", u)
+			}
+			if got := <-gone; got != d {
+				t.Errorf("told of %s", got)
+			}
+			put(t, s, b)
+			wantBlob(t, s, d, b)
+		}
+	}
+}
+
+func undo(t testing.TB, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Without saved metainfo all of a blob is hashed before any of it is served.
+func TestFlippedByteWithoutMetainfo(t *testing.T) {
+	b := content(1, 300<<10)
+	s := openStore(t, StoreConfig{})
+	d := put(t, s, b)
+	s.Close()
+	damage(t, s.blobPath(d), 299<<10)
+	if err := os.Remove(s.torrentPath(d)); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, StoreConfig{Dir: s.dir})
+	if got, err := serve(t, s, d, 0, 10, false); !errors.Is(err, ErrMismatch) || len(got) > 0 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if u := s.Usage(); u.Rotten != 1 {
+		t.Errorf("usage is %+v", u)
+	}
+}
+
+// Use is noted as the file's mtime. That is no reason to hash it again.
+func TestUseKeepsProof(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	d := put(t, s, content(1, 100<<10))
+	s.mu.Lock()
+	e := s.blobs[d]
+	e.touched = time.Now().Add(-time.Hour)
+	s.mu.Unlock()
+	b, err := s.Open(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if !b.proven() {
+		t.Error("a blob that has just come in would be hashed")
+	}
+	e.proof.mu.Lock()
+	e.proof.since = time.Now().Add(-believedFor - time.Second)
+	e.proof.mu.Unlock()
+	if b.proven() {
+		t.Error("a blob would never be hashed again")
+	}
+}
+
+var unpaced = rate.NewLimiter(rate.Inf, 1<<20)
+
+// The scrub takes what was not looked at for longest, over restarts, drops what has rotted,
+// and does not count as use.
+func TestScrub(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	a, b, c := put(t, s, content(1, 300<<10)), put(t, s, content(2, 200<<10)), put(t, s, content(3, 100))
+	now := time.Now()
+	for d, age := range map[digest.Digest]time.Duration{a: 8, b: 9, c: 1} {
+		at := now.Add(-age * 24 * time.Hour)
+		if err := os.Chtimes(s.torrentPath(d), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(t, s.blobPath(a), 1000)
+	used := now.Add(-time.Hour).Truncate(time.Second)
+	if err := os.Chtimes(s.blobPath(b), used, used); err != nil {
+		t.Fatal(err)
+	}
+	s = restart(t, s)
+	digests := func(list []*entry) (ds []digest.Digest) {
+		for _, e := range list {
+			ds = append(ds, e.digest)
+		}
+		return ds
+	}
+	due := s.due(now.Add(-scrubTurn))
+	if got := digests(due); !slices.Equal(got, []digest.Digest{b, a}) {
+		t.Fatalf("due are %v, want %v", got, []digest.Digest{b, a})
+	}
+	for _, e := range due {
+		if err := s.rehash(t.Context(), e, unpaced); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := s.Stat(a); ok {
+		t.Error("what has rotted is kept")
+	}
+	if fi, err := os.Stat(s.blobPath(b)); err != nil || !fi.ModTime().Equal(used) {
+		t.Errorf("the scrub counts as use: %v", err)
+	}
+	if u := s.Usage(); u.Rotten != 1 || u.Blobs != 2 {
+		t.Errorf("usage is %+v", u)
+	}
+	if blob, err := s.Open(b); err != nil || !blob.proven() {
+		t.Errorf("what the scrub found right would be hashed again: %v", err)
+	} else {
+		blob.Close()
+	}
+	s = restart(t, s)
+	if got := digests(s.due(now.Add(-scrubTurn))); len(got) > 0 {
+		t.Errorf("due after a restart are %v", got)
+	}
+}
+
+// A blob that is evicted while the scrub reads it, and a daemon that stops, are no rot.
+func TestScrubGivesUp(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	d := put(t, s, content(1, 1000))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	e := s.due(time.Now().Add(time.Hour))[0]
+	if err := s.rehash(ctx, e, rate.NewLimiter(1, 10)); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(d); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, content(1, 1000))
+	if err := s.rehash(t.Context(), e, unpaced); err != nil {
+		t.Error(err)
+	}
+	if u := s.Usage(); u.Rotten != 0 || u.Blobs != 1 {
+		t.Errorf("usage is %+v", u)
+	}
+}
+
+// Metainfo that has rotted is made anew.
+func TestScrubMendsMetainfo(t *testing.T) {
+	b := content(1, 200<<10)
+	s := openStore(t, StoreConfig{})
+	d := put(t, s, b)
+	m := newMetainfo(d, int64(len(b)), make([]byte, 80))
+	if err := os.WriteFile(s.torrentPath(d), m.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.rehash(t.Context(), s.due(time.Now().Add(time.Hour))[0], unpaced); err != nil {
+		t.Fatal(err)
+	}
+	wantBlob(t, s, d, b)
+	if got, err := s.Metainfo(d); err != nil || got.InfoHash() != metainfoOf(t, b).InfoHash() {
+		t.Errorf("metainfo is wrong, %v", err)
+	}
+}
