@@ -25,12 +25,20 @@ func restartSeeder(t *testing.T, f *flock, _ []*pull) {
 }
 
 // stopSeeder leaves a seeder that accepts connections and never answers.
-func stopSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.Signal(t, syscall.SIGSTOP) }
+func stopSeeder(t *testing.T, f *flock, _ []*pull) {
+	if !f.Seeder.hasEnded() { // by another fault of a soak
+		f.Seeder.Signal(t, syscall.SIGSTOP)
+	}
+}
 
 // killStopped spares us the time that a stopped seeder would take to end well.
 func killStopped(_ *testing.T, f *flock) { f.Seeder.Kill() }
 
-func endSeeder(t *testing.T, f *flock, _ []*pull) { f.Seeder.end(t) }
+func endSeeder(t *testing.T, f *flock, _ []*pull) {
+	if !f.Seeder.hasEnded() {
+		f.Seeder.end(t)
+	}
+}
 
 // end has a daemon end as an operator does, which it must do well.
 func (p *part) end(t *testing.T) {
@@ -173,7 +181,9 @@ func join(t *testing.T, f *flock) {
 func jumpClocks(t *testing.T, f *flock, _ []*pull) {
 	needsClock(t)
 	const ahead, back = 1000 * time.Hour, -1000 * time.Hour
-	jumpClock(t, f.Seeder.process, ahead)
+	if !f.Seeder.hasEnded() {
+		jumpClock(t, f.Seeder.process, ahead)
+	}
 	for i, h := range f.Hosts {
 		switch i % 3 {
 		case 0:
@@ -182,7 +192,7 @@ func jumpClocks(t *testing.T, f *flock, _ []*pull) {
 			jumpClock(t, h.process, back)
 		}
 	}
-	f.Seeder.waitClock(t, ahead)
+	f.Hosts[0].waitClock(t, ahead)
 }
 
 // crowd has 200 more clients, on all hosts, that read 64 KiB each time that the

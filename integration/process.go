@@ -117,6 +117,16 @@ func (p *process) Kill() {
 	<-p.exited
 }
 
+// hasEnded tells whether the program runs no more.
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Stop asks the program to end and kills whatever is left of its group. It
 // may be called more than once. A program that had to be killed fails the
 // test: a clean stop is part of what murder promises, and an engine that

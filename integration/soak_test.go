@@ -154,6 +154,7 @@ func (f *flock) mend(t *testing.T) {
 		}
 	}
 	if f.Registry.process.hasEnded() {
+		f.Registry.Crash() // its gate may have come back without it
 		f.Registry.Restart(t)
 	}
 	for _, p := range append([]*part{f.Seeder}, f.Hosts...) {
@@ -166,14 +167,4 @@ func (f *flock) mend(t *testing.T) {
 		}
 	}
 	f.Registry.Forget()
-}
-
-// hasEnded tells whether the program runs no more.
-func (p *process) hasEnded() bool {
-	select {
-	case <-p.exited:
-		return true
-	default:
-		return false
-	}
 }
