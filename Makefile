@@ -90,6 +90,10 @@ bench-cold: ## the first pull of a 500 MB image, against one straight from the r
 bench-memory: ## resident memory of a mirror: idle, streaming 1 GiB to 3 clients, and with 1,000 layers, 100 swarms and 200 slow clients
 	$(BENCH) '^TestBench(Memory|Crowd)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+.PHONY: bench-start
+bench-start: ## seconds until a mirror with 50,000 cached blobs is ready and has served one, and what a crash costs in bytes
+	$(BENCH) '^(TestBenchStart|TestBytesTwiceAfterCrash)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
 .PHONY: bench-sim
 bench-sim: ## large fleets in the simulator, up to 10,000 hosts; SIM="16 hosts|1000 hosts" runs only those
 	MURDER_SIM='$(SIM)' MURDER_BENCH=1 go test -count=1 -timeout 4h -v -run '^TestBenchSim$$' ./layers/swarm/sim | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'

@@ -100,6 +100,7 @@ func (p *Partial) feed(next section) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hashed = p.fed
+	p.followed.fire()
 	if p.rewind {
 		return nil
 	}

@@ -115,15 +115,21 @@ func (p *Partial) note(hashes []byte, anything bool) {
 	}
 }
 
-// maxBehind is how many bytes the follower, who is never far behind, hashes when all else
-// of the Partial is at an end.
-const maxBehind = 64 << 20
+// maxBehind is how many bytes the follower may be behind with hashing.
+const maxBehind = 16 << 20
+
+// bytes returns how many of the blob's bytes are in pieces whose hashes are noted.
+func (n *noted) bytes() int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return min(n.size, int64(len(n.hashes)/sha1.Size)*PieceLength(n.size))
+}
 
 // noteRest notes all that is known when the Partial has failed. It is for the follower.
 func (p *Partial) noteRest() {
 	for {
 		next, _, _ := p.next()
-		if !next.inOrder || next.n == 0 || next.n > maxBehind || p.feed(next) != nil {
+		if !next.inOrder || next.n == 0 || next.n > 2*maxBehind || p.feed(next) != nil {
 			break
 		}
 	}

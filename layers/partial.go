@@ -59,6 +59,7 @@ type Partial struct {
 	moved    signal // readers can get further, or not at all
 	progress signal // bytes of any kind
 	wants    signal // Wanted has changed
+	followed signal // something has been hashed
 
 	// Who is at work on a piece: the number of its writers, or -1 for one who needs
 	// it to himself while he verifies it.
@@ -158,7 +159,23 @@ func (p *Partial) Append(b []byte) error {
 		b = b[min(int64(len(b)), next-off):]
 		off = next
 	}
+	p.awaitFollower()
 	return nil
+}
+
+// awaitFollower waits until what was appended has been hashed but for maxBehind: what has
+// not is lost by a crash, and the blob is not whole before all is hashed anyway. After a
+// restart the follower begins at the start, and is not waited for until it has come to
+// what was hashed before.
+func (p *Partial) awaitFollower() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.err == nil && !p.whole && p.torrent == nil && p.hashed >= p.noted.bytes() && p.prefix-p.hashed > maxBehind {
+		followed := p.followed.wait()
+		p.mu.Unlock()
+		<-followed
+		p.mu.Lock()
+	}
 }
 
 // appendSome writes b at off, which is prefix, up to the next piece that is here, and
@@ -385,5 +402,6 @@ func (p *Partial) end(err error) {
 	}
 	close(p.done)
 	p.moved.fire()
+	p.followed.fire()
 	p.progress.fire()
 }
