@@ -236,7 +236,7 @@ func (p *pull) readSlowly(ctx context.Context, blob blobInfo, step []chan struct
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if _, err := io.CopyN(verifier, resp.Body, 64<<10); err != nil {
+		if _, err := io.CopyN(verifier, resp.Body, min(64<<10, blob.Size/int64(len(step)))); err != nil {
 			return err
 		}
 	}
