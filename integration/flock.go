@@ -208,21 +208,17 @@ func (f *flock) startRegistries(t testing.TB, cfg flockConfig, m flockMachines) 
 	}
 }
 
-// at gives a daemon its addresses, which it keeps over restarts.
-func at(t testing.TB, cfg daemonConfig, m *netlab.Machine) daemonConfig {
-	t.Helper()
-	cfg.On = m
-	if m == nil {
-		cfg.Listen, cfg.Peers = freeAddr(t, "127.0.0.1"), freeAddr(t, "127.0.0.1")
-		return cfg
+// at gives a daemon the addresses of its machine; on loopback it takes free ones.
+func at(cfg daemonConfig, m *netlab.Machine) daemonConfig {
+	if cfg.On = m; m != nil {
+		cfg.Listen, cfg.Peers = netip.AddrPortFrom(m.Addr, 7080).String(), netip.AddrPortFrom(m.Addr, 7081).String()
 	}
-	cfg.Listen, cfg.Peers = netip.AddrPortFrom(m.Addr, 7080).String(), netip.AddrPortFrom(m.Addr, 7081).String()
 	return cfg
 }
 
 func (f *flock) startSeeder(t testing.TB, cfg flockConfig, m *netlab.Machine) *part {
 	t.Helper()
-	return f.start(t, "seeder", at(t, daemonConfig{Flags: append(f.paced(), cfg.SeederFlags...)}, m))
+	return f.start(t, "seeder", at(daemonConfig{Flags: append(f.paced(), cfg.SeederFlags...)}, m))
 }
 
 func (f *flock) startHost(t testing.TB, cfg flockConfig, m flockMachines, i int) *part {
@@ -234,7 +230,7 @@ func (f *flock) startHost(t testing.TB, cfg flockConfig, m flockMachines, i int)
 	if i < cfg.SmallDisks {
 		d.DiskSize = smallDisk
 	}
-	return f.start(t, "mirror", at(t, d, m.hosts[i]))
+	return f.start(t, "mirror", at(d, m.hosts[i]))
 }
 
 func (f *flock) start(t testing.TB, role string, cfg daemonConfig) *part {
@@ -244,7 +240,9 @@ func (f *flock) start(t testing.TB, role string, cfg daemonConfig) *part {
 	if f.Bucket != nil {
 		cfg.Insecure = append(cfg.Insecure, f.Bucket.Addr)
 	}
-	return &part{daemon: startDaemon(t, role, cfg), role: role, cfg: cfg}
+	d := startDaemon(t, role, cfg)
+	cfg.Listen, cfg.Peers = d.Addr, d.PeerAddr // for as long as the test runs
+	return &part{daemon: d, role: role, cfg: cfg}
 }
 
 // Restart starts the daemon again, which has ended.
