@@ -24,13 +24,28 @@ type proof struct {
 	since  time.Time  // when the first of pieces was found right
 	whole  bool       // all of them are
 	pieces bitset
+	count  int       // of pieces
+	hashed time.Time // when all were last hashed in one go
 }
 
 // found notes that the file that fi tells of has been found right, all of it.
 func (p *proof) found(fi os.FileInfo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mtime, p.since, p.whole, p.pieces = fi.ModTime(), time.Now(), true, nil
+	p.begin(fi)
+	p.whole, p.hashed = true, p.since
+}
+
+// begin believes nothing of the file that fi tells of. p.mu is held.
+func (p *proof) begin(fi os.FileInfo) {
+	p.mtime, p.since, p.whole, p.pieces, p.count = fi.ModTime(), time.Now(), false, nil, 0
+}
+
+// lastHashed returns when all of the file was last hashed in one go, in this run.
+func (p *proof) lastHashed() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hashed
 }
 
 // holds tells whether the pieces [first, last] of the file can be believed; first > last
@@ -39,7 +54,7 @@ func (p *proof) holds(fi os.FileInfo, first, last int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !fi.ModTime().Equal(p.mtime) || time.Since(p.since) > believedFor {
-		p.mtime, p.since, p.whole, p.pieces = fi.ModTime(), time.Now(), false, nil
+		p.begin(fi)
 	}
 	if p.whole || first > last {
 		return p.whole
@@ -62,8 +77,11 @@ func (p *proof) right(fi os.FileInfo, i, total int) {
 	if p.pieces == nil {
 		p.pieces = newBitset(total)
 	}
-	p.pieces.set(i)
-	if len(p.pieces.list()) == total {
+	if !p.pieces.has(i) {
+		p.pieces.set(i)
+		p.count++
+	}
+	if p.count == total {
 		p.whole, p.pieces = true, nil
 	}
 }

@@ -225,3 +225,24 @@ func TestScrubMendsMetainfo(t *testing.T) {
 		t.Errorf("metainfo is wrong, %v", err)
 	}
 }
+
+// A disk that takes no mtime is not read again and again.
+func TestScrubWithoutMtime(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	d := put(t, s, content(1, 1000))
+	s = restart(t, s)
+	old := time.Now().Add(-2 * scrubTurn)
+	for range 2 {
+		if err := os.Chtimes(s.torrentPath(d), old, old); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range s.due(time.Now().Add(-scrubTurn)) {
+			if !e.proof.lastHashed().IsZero() {
+				t.Fatal("hashed a moment ago, and due again")
+			}
+			if err := s.rehash(t.Context(), e, unpaced); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

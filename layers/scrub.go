@@ -55,9 +55,11 @@ func (s *Store) due(before time.Time) []*entry {
 	}
 	s.mu.Unlock()
 	for i := range items {
-		if fi, err := os.Lstat(s.torrentPath(items[i].e.digest)); err == nil {
-			items[i].at = fi.ModTime()
+		at := items[i].e.proof.lastHashed() // where the disk takes no mtime
+		if fi, err := os.Lstat(s.torrentPath(items[i].e.digest)); err == nil && fi.ModTime().After(at) {
+			at = fi.ModTime()
 		}
+		items[i].at = at
 	}
 	items = slices.DeleteFunc(items, func(it item) bool { return it.at.After(before) })
 	slices.SortFunc(items, func(a, b item) int { return a.at.Compare(b.at) })

@@ -517,3 +517,22 @@ func TestCommonPiecesComeInOrder(t *testing.T) {
 		t.Error("pieces that a third of the near peers have were left for the end")
 	}
 }
+
+// What is on disk and may be right is asked of nobody, late or not, before it is found wrong.
+func TestHeldPiecesAreNotAsked(t *testing.T) {
+	l := newLeech(10)
+	l.Hold(3)
+	l.Hold(4)
+	l.Wanted([]int{3})
+	p, o := has(l, choice.Near, 0, upTo(10)...), has(l, choice.Origin, 0, upTo(10)...)
+	asked := append(all(l, p, 0), all(l, o, time.Minute)...)
+	if slices.Contains(asked, 3) || slices.Contains(asked, 4) || len(asked) == 0 {
+		t.Errorf("asked for %v", asked)
+	}
+	l.Done(3)
+	l.Failed(4)
+	l.Wanted([]int{4})
+	if i := next(l, has(l, choice.Near, time.Hour, upTo(10)...), time.Hour); i != 4 {
+		t.Errorf("asked for %d once 4 was found wrong", i)
+	}
+}
