@@ -115,7 +115,7 @@ func (t *Tracker) list(req *request, self netip.AddrPort) (*held, error) {
 		s.change(sw, func() { sw.Leave(&req.ask) })
 		s.dropEmpty(req.infohash, sw)
 	} else {
-		room := max(0, (t.cfg.MaxTotal+shards-1)/shards-s.peers)
+		room := max(0, t.cfg.MaxTotal-int(t.peers.Load())) // passed by a few where many come at once
 		s.change(sw, func() { req.pick(sw, min(t.cfg.MaxPeers, sw.Len()+room), self) })
 	}
 	req.answer.complete, req.answer.incomplete = sw.Complete(), sw.Len()-sw.Complete()

@@ -87,6 +87,7 @@ type Tracker struct {
 	announces atomic.Int64
 	held      atomic.Int64 // answers held now
 	rates     *rates
+	peers     atomic.Int64 // in all swarms
 	shards    [shards]shard
 }
 
@@ -94,8 +95,8 @@ type Tracker struct {
 type shard struct {
 	mu     sync.Mutex // guards swarms and all inside them; held for map work only, never I/O
 	swarms map[[20]byte]*handout.Swarm
-	peers  int        // in all its swarms
-	rand   *rand.Rand // of all its swarms
+	peers  *atomic.Int64 // in all swarms of all shards
+	rand   *rand.Rand    // of all its swarms
 }
 
 // Stats is what a tracker holds and has done.
@@ -131,6 +132,7 @@ func New(cfg Config) *Tracker {
 	t := &Tracker{cfg: cfg, id: crand.Text()[:8], start: time.Now(), ended: make(chan struct{}), rates: newRates(announceRate, announceBurst)}
 	for i := range t.shards {
 		t.shards[i].swarms = make(map[[20]byte]*handout.Swarm)
+		t.shards[i].peers = &t.peers
 		t.shards[i].rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	return t
@@ -187,7 +189,7 @@ func (s *shard) expire(now time.Duration) {
 func (s *shard) change(sw *handout.Swarm, f func()) {
 	before := sw.Len()
 	f()
-	s.peers += sw.Len() - before
+	s.peers.Add(int64(sw.Len() - before))
 }
 
 // dropEmpty forgets the swarm if nobody is left in it. s.mu must be held.
@@ -199,19 +201,17 @@ func (s *shard) dropEmpty(ih [20]byte, sw *handout.Swarm) {
 
 // Stats counts swarms, peers and announces.
 func (t *Tracker) Stats() Stats {
-	st := Stats{Announces: t.announces.Load()}
+	st := Stats{Announces: t.announces.Load(), Peers: int(t.peers.Load())}
 	for i := range t.shards {
-		swarms, peers := t.shards[i].count()
-		st.Swarms += swarms
-		st.Peers += peers
+		st.Swarms += t.shards[i].count()
 	}
 	return st
 }
 
-func (s *shard) count() (swarms, peers int) {
+func (s *shard) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.swarms), s.peers
+	return len(s.swarms)
 }
 
 // shard finds the part that holds infohash. SHA-1 spreads evenly by itself.
