@@ -72,8 +72,13 @@ func TestFlippedByteIsNotServed(t *testing.T) {
 			if u := s.Usage(); u.Rotten != 1 || u.Bytes != 0 || u.Evictions != 0 {
 				t.Errorf("usage is %+v", u)
 			}
-			if got := <-gone; got != d {
-				t.Errorf("told of %s", got)
+			select {
+			case got := <-gone:
+				if got != d {
+					t.Errorf("told of %s", got)
+				}
+			case <-time.After(timeout):
+				t.Fatal("the owner is not told")
 			}
 			put(t, s, b)
 			wantBlob(t, s, d, b)
