@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	digest "github.com/opencontainers/go-digest"
 )
 
 // The faults of the chaos cases, each a function that a case or the soak calls.
@@ -105,14 +107,95 @@ func rotCaches(t *testing.T, f *flock) {
 	awaitPulls(t, f.pullEverywhere(t, nil), true)
 	for _, h := range f.Hosts {
 		for _, b := range f.image.Blobs {
-			h.waitUntil(t, "a blob under its name", func() error {
-				_, err := os.Stat(filepath.Join(h.DataDir, "blobs/sha256", b.Digest.Encoded()))
-				return err
-			})
+			h.awaitNamed(t, b)
 		}
 		h.rot(t, "blobs")
 	}
 	f.Hosts = others
+}
+
+// awaitNamed waits until a blob has its name in the cache, and returns its file.
+func (p *part) awaitNamed(t *testing.T, b blobInfo) (file string) {
+	t.Helper()
+	file = filepath.Join(p.DataDir, "blobs/sha256", b.Digest.Encoded())
+	p.waitUntil(t, "a blob under its name", func() error {
+		_, err := os.Stat(file)
+		return err
+	})
+	return file
+}
+
+// rotUnderReaders has the caches of all hosts go bad while a client of each is being sent
+// the largest blob: behind what may be on its way to him, as nothing can be taken back.
+func rotUnderReaders(t *testing.T, f *flock, pulls []*pull) {
+	const sent, onItsWay = 64 << 10, 5 << 20
+	blob := f.image.Blobs[0]
+	ctx, cancel := context.WithTimeout(t.Context(), hangsAfter)
+	defer cancel()
+	bodies, verifiers := make([]io.ReadCloser, len(pulls)), make([]digest.Verifier, len(pulls))
+	for i, p := range pulls {
+		p.host.awaitNamed(t, blob)
+		resp, err := p.open(ctx, "blobs", blob.Digest.String(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		bodies[i], verifiers[i] = resp.Body, blob.Digest.Verifier()
+		if _, err := io.CopyN(verifiers[i], resp.Body, sent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range pulls {
+		flipBits(t, p.host.awaitNamed(t, blob), onItsWay)
+	}
+	for i, p := range pulls {
+		if _, err := io.Copy(verifiers[i], bodies[i]); err != nil {
+			t.Errorf("host %d: a client whose blob rotted as he read it: %v", i, err)
+		} else if !verifiers[i].Verified() {
+			t.Errorf("host %d: %v", i, errWrongBytes)
+		}
+		if p.host.Metrics(t).Sum("murder_cache_rotten_total") == 0 {
+			t.Errorf("host %d does not say that its cache has rotted", i)
+		}
+	}
+}
+
+// pullAgain has all hosts pull once more, whatever has become of their caches.
+func pullAgain(t *testing.T, f *flock) { awaitPulls(t, f.pullEverywhere(t, nil), true) }
+
+// rotArriving has the disks of half of the hosts go bad while their mirrors run, under what
+// is there of the largest blob ahead of their clients: once there is something.
+func rotArriving(t *testing.T, f *flock, pulls []*pull) {
+	const onItsWay = 256 << 10 // to a client
+	blob := f.image.Blobs[0]
+	hosts, flipped := f.half(pulls), 0
+	for share := 0.2; flipped < len(hosts) && share < 0.8; share += 0.05 {
+		awaitShare(t, pulls, share)
+		for i, h := range hosts {
+			for _, file := range h.files(t, "partial") {
+				if info, err := os.Stat(file); err == nil && info.Size() == blob.Size {
+					flipped += flipBits(t, file, int(pulls[i].reached(blob.Digest)+onItsWay)&^(64<<10-1))
+				}
+			}
+		}
+	}
+	t.Logf("%d bits flipped", flipped)
+}
+
+// toldOfRot makes sure that the rot was there, and was not taken for wrong bytes of the
+// seeder's.
+func toldOfRot(t *testing.T, f *flock) {
+	rotten := 0.0
+	for _, h := range f.Hosts {
+		m := h.Metrics(t)
+		rotten += m.Sum("murder_cache_rotten_total")
+		if n := m.Sum("murder_fallbacks_total", `reason="blob came out wrong before"`); n > 0 {
+			t.Errorf("%s blames the seeder for what its disk did", h.Addr)
+		}
+	}
+	if rotten == 0 {
+		t.Error("no blob rotted")
+	}
 }
 
 func killRegistry(t *testing.T, f *flock, _ []*pull) { f.Registry.Crash() }

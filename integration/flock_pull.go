@@ -34,12 +34,13 @@ type pull struct {
 
 	excused bool // the fault itself ends its mirror, or leaves it nobody to ask: the pull may break
 
-	mu     sync.Mutex // guards the rest
-	got    int64      // bytes of blobs, those that came twice included
-	again  int        // requests that had to be made again
-	broken []string   // why
-	last   time.Time  // when bytes came last
-	struck time.Time  // when the fault struck; zero if it has not, or too late
+	mu     sync.Mutex              // guards the rest
+	got    int64                   // bytes of blobs, those that came twice included
+	at     map[digest.Digest]int64 // up to where each blob is here
+	again  int                     // requests that had to be made again
+	broken []string                // why
+	last   time.Time               // when bytes came last
+	struck time.Time               // when the fault struck; zero if it has not, or too late
 	next   time.Duration
 	pause  time.Duration
 	err    error
@@ -54,7 +55,10 @@ func (f *flock) pullEverywhere(t testing.TB, token func() string) []*pull {
 	t.Cleanup(cancel)
 	var pulls []*pull
 	for _, h := range f.Hosts {
-		p := &pull{host: h, flock: f, image: f.image, token: token, ended: make(chan struct{}), agent: &http.Client{Transport: transportOn(h.cfg.On)}}
+		p := &pull{
+			host: h, flock: f, image: f.image, token: token, at: make(map[digest.Digest]int64), ended: make(chan struct{}),
+			agent: &http.Client{Transport: transportOn(h.cfg.On)},
+		}
 		pulls = append(pulls, p)
 		go func() { // ends with ctx at the latest; awaitPulls waits for it
 			p.err = p.run(ctx)
@@ -193,7 +197,7 @@ func (s *blobStream) read(ctx context.Context) error {
 		if n > 0 {
 			_, _ = s.sum.Write(buf[:n]) // a hash never fails
 			s.at += int64(n)
-			s.pull.read(int64(n))
+			s.pull.read(int64(n), s.blob.Digest, s.at)
 		}
 		if err == io.EOF && s.at < s.blob.Size {
 			err = fmt.Errorf("a polite end: %w", errWrongBytes)
@@ -207,8 +211,8 @@ func (s *blobStream) read(ctx context.Context) error {
 	}
 }
 
-// read notes that n bytes came.
-func (p *pull) read(n int64) {
+// read notes that n bytes came, of a blob that is here up to at.
+func (p *pull) read(n int64, of digest.Digest, at int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -219,6 +223,7 @@ func (p *pull) read(n int64) {
 		p.pause = max(p.pause, now.Sub(p.last))
 	}
 	p.got += n
+	p.at[of] = at
 	p.last = now
 }
 
@@ -239,6 +244,13 @@ func (p *pull) received() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.got
+}
+
+// reached is up to where a blob is here.
+func (p *pull) reached(of digest.Digest) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at[of]
 }
 
 // awaitShare returns once the pulls together have this share of all bytes.

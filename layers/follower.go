@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -163,6 +164,10 @@ func (p *Partial) firstHashes() []byte {
 // more to hash after all.
 func (p *Partial) judgeWhole() (done bool, err error) {
 	d := digest.NewDigest(p.digest.Algorithm(), p.digester)
+	var rotten error
+	if d != p.digest {
+		rotten = p.rotten()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -170,12 +175,41 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 		return true, p.err
 	case p.rewind || p.outOfStep() || p.contiguous() < p.size:
 		return false, nil
+	case rotten != nil:
+		p.end(fmt.Errorf("blob %s, before it was whole: %w", p.digest, rotten))
+		return true, p.err
 	case d != p.digest:
 		p.end(fmt.Errorf("blob %s is %s: %w", p.digest, d, ErrMismatch))
 		return true, p.err
 	}
 	p.becomeWhole()
 	return true, nil
+}
+
+// rotten tells of a piece that was right when it came and is not any more: then our disk
+// is to blame for a wrong digest, and not who sent the blob. It is for the follower.
+func (p *Partial) rotten() error {
+	p.mu.Lock()
+	t, have := p.torrent, slices.Clone(p.have)
+	p.mu.Unlock()
+	if t == nil {
+		return nil
+	}
+	for i := range t.Pieces() {
+		want, known := t.Piece(i)
+		if !known || !have.has(i) {
+			continue
+		}
+		from, to := pieceSpan(p.size, i)
+		sum, err := p.sum(from, to)
+		if err == nil && sum != want {
+			err = errRotten
+		}
+		if err != nil {
+			return fmt.Errorf("piece %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // becomeWhole notes that the digest is right. p.mu is held.
@@ -278,6 +312,9 @@ func (s *Store) release(p *Partial, a *arrival, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.partials, p.digest)
+	if errors.Is(err, errRotten) {
+		s.rotted++
+	}
 	switch {
 	case p.isUseless(err):
 		s.arriving -= a.received

@@ -154,12 +154,6 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 	return nil
 }
 
-// proven tells whether all of the blob can be believed as it is.
-func (b *Blob) proven() bool {
-	fi, err := b.file.Stat()
-	return err == nil && b.entry.proof.holds(fi, 1, 0)
-}
-
 // metainfo returns what the blob's pieces are judged by.
 func (b *Blob) metainfo() (*Metainfo, error) {
 	b.metaOnce.Do(func() {
@@ -207,8 +201,9 @@ func (s *Store) rotten(e *entry, err error) {
 	}
 }
 
-// checkedReader reads a section of a whole blob that nobody has looked at yet in this
-// run: each piece is hashed before it is handed out.
+// checkedReader reads a section of a whole blob. Before a piece is handed out it is looked
+// whether it can be believed, for each anew: a client may take hours over a blob, and the
+// file may change in that time.
 type checkedReader struct {
 	blob *Blob
 	off  int64

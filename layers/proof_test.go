@@ -136,6 +136,12 @@ func TestUseKeepsProof(t *testing.T) {
 	}
 }
 
+// proven tells whether all of the blob can be believed as it is.
+func (b *Blob) proven() bool {
+	fi, err := b.file.Stat()
+	return err == nil && b.entry.proof.holds(fi, 1, 0)
+}
+
 var unpaced = rate.NewLimiter(rate.Inf, 1<<20)
 
 // The scrub takes what was not looked at for longest, over restarts, drops what has rotted,
@@ -250,4 +256,100 @@ func TestScrubWithoutMtime(t *testing.T) {
 			}
 		}
 	}
+}
+
+// onFirst is a client that something happens to once it has its first bytes.
+type onFirst struct {
+	bytes.Buffer
+	then func()
+}
+
+func (w *onFirst) Write(b []byte) (int, error) {
+	defer func() {
+		if w.then != nil {
+			w.then()
+			w.then = nil
+		}
+	}()
+	return w.Buffer.Write(b)
+}
+
+// A byte flips while a slow client is being sent the blob, from the cache or since it was
+// arriving: what is wrong is not sent, and it is our disk that is to blame.
+func TestByteFlipsAsItIsServed(t *testing.T) {
+	b := content(7, 3*maxSpan)
+	const flipped = 2*maxSpan + 5
+	for _, arriving := range []bool{false, true} {
+		for _, through := range []bool{true, false} {
+			s := openStore(t, StoreConfig{})
+			var c *Content
+			if arriving {
+				p := partial(t, s, sha256Of(b), len(b))
+				c = p.Content()
+				if err := p.Append(b); err != nil {
+					t.Fatal(err)
+				}
+				await(t, p.Done())
+			} else {
+				blob, err := s.Open(put(t, s, b))
+				if err != nil {
+					t.Fatal(err)
+				}
+				c = blob.Content()
+			}
+			path := s.blobPath(sha256Of(b))
+			client := &onFirst{then: func() {
+				damage(t, path, flipped)
+				later := time.Now().Add(time.Second) // than a coarse clock may have said at the last write
+				if err := os.Chtimes(path, later, later); err != nil {
+					t.Fatal(err)
+				}
+			}}
+			r := c.Section(t.Context(), 0, int64(len(b)))
+			if through {
+				r = struct{ io.Reader }{r}
+			}
+			_, err := io.Copy(struct{ io.Writer }{client}, r)
+			if !DiskFailed(err) || !bytes.HasPrefix(b[:flipped], client.Bytes()) || client.Len() < maxSpan {
+				t.Errorf("arriving %v, through %v: %d bytes, %v; want those before %d and a failure of the disk", arriving, through, client.Len(), err, flipped)
+			}
+			if u := s.Usage(); u.Rotten != 1 || u.Blobs != 0 {
+				t.Errorf("arriving %v, through %v: usage is %+v", arriving, through, u)
+			}
+			c.Close()
+		}
+	}
+}
+
+// A piece rots after it was found right and before the blob is whole. Who sent it is not
+// to blame: the blob is begun anew, and nobody was given all of it.
+func TestPieceRotsBeforeTheBlobIsWhole(t *testing.T) {
+	b := content(8, 6*minPieceLength)
+	s := openStore(t, StoreConfig{})
+	tr, m := newTorrent(t, b)
+	mustAdd(t, tr, hashesOf(m, 0, m.Pieces()))
+	p := partial(t, s, m.Digest(), len(b))
+	mustSet(t, p, tr)
+	got := read(t.Context(), p, 0, int64(len(b)))
+	mustWrite(t, p, m, b, 1, 2, 3, 4, 5)
+	damage(t, s.partialPath(m.Digest()), 3*minPieceLength+1)
+	mustWrite(t, p, m, b, 0)
+	await(t, p.Done())
+	if err := p.Err(); !DiskFailed(err) || errors.Is(err, ErrMismatch) {
+		t.Errorf("it fails by %v, want the disk to be blamed", err)
+	}
+	if r := end(t, got); !DiskFailed(r.err) || len(r.got) == len(b) {
+		t.Errorf("a reader was given %d bytes and %v", len(r.got), r.err)
+	}
+	<-p.atRest
+	if u := s.Usage(); u.Rotten != 1 || u.Failures == 0 {
+		t.Errorf("usage is %+v", u)
+	}
+	again := partial(t, s, m.Digest(), len(b))
+	if n := again.Received(); n != 0 {
+		t.Errorf("%d bytes are gone on with", n)
+	}
+	mustSet(t, again, m.Torrent())
+	writePieces(t, again, m, b)
+	wantWhole(t, s, again, b)
 }

@@ -60,6 +60,9 @@ func (r *reader) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := r.wait(int64(len(b)))
+	if err == nil {
+		err = r.p.Check(r.file, r.off, n)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -78,6 +81,9 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 		n, err := r.wait(maxSpan)
 		if err == io.EOF {
 			return written, nil
+		}
+		if err == nil {
+			err = r.p.Check(r.file, r.off, n)
 		}
 		if err != nil {
 			return written, err

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"sync"
@@ -11,6 +12,9 @@ import (
 
 // errLost: bytes that were on disk are not there any more.
 var errLost = errors.New("bytes on disk are gone")
+
+// errRotten: bytes on disk are not what they were.
+var errRotten = fmt.Errorf("has rotted: %w", errLost)
 
 // DiskFailed tells a failure of this host's disk, or of the folder on it, from one of the
 // network or of what was sent.
