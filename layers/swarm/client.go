@@ -83,7 +83,7 @@ type Client struct {
 	bans       *bans
 	announcers *announcers
 	dials      chan struct{} // a place for each connection being set up
-	greetings  chan struct{} // and for each that came in and has not said what it wants
+	greetings  greetings     // who has come in and has not said what it wants
 	guests     *guests       // who has come in
 	total      tally         // of all swarms, those left included
 
@@ -130,7 +130,7 @@ func Open(cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, log: cfg.Log, began: time.Now(), bans: newBans(),
 		dials:     make(chan struct{}, dialsAtOnce),
-		greetings: make(chan struct{}, greetingsAtOnce),
+		greetings: greetings{most: greetingsAtOnce},
 		guests:    newGuests(guestsAtOnce, guestsOfOne),
 		exchanges: make(map[digest.Digest]*exchange),
 		byName:    make(map[layers.InfoHash]*exchange),
@@ -177,23 +177,19 @@ func (c *Client) accept() {
 			conn.Close()
 			continue
 		}
-		select {
-		case c.greetings <- struct{}{}:
-			c.running.Go(func() {
-				defer leave()
-				c.receive(conn)
-			})
-		default:
-			leave()
-			conn.Close() // strangers who say nothing must not keep others out for long
-		}
+		greeted := c.greetings.enter(conn)
+		c.running.Go(func() {
+			defer leave()
+			c.receive(conn, greeted)
+		})
 	}
 }
 
-// receive hears which swarm a connection is for, and hands it over.
-func (c *Client) receive(conn net.Conn) {
+// receive hears which swarm a connection is for, and hands it over. greeted is told when
+// that is known.
+func (c *Client) receive(conn net.Conn, greeted func()) {
 	l, err := answer(c.stopped, conn, c.id, c.eachName, c.knows)
-	<-c.greetings
+	greeted()
 	if err != nil {
 		c.log.Debug("peer not understood", "peer", conn.RemoteAddr(), "err", err)
 		conn.Close()

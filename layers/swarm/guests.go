@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"container/list"
 	"net"
 	"net/netip"
 	"sync"
@@ -40,4 +41,32 @@ func (g *guests) leave(ip netip.Addr) {
 	if g.from[ip]--; g.from[ip] == 0 {
 		delete(g.from, ip)
 	}
+}
+
+// greetings are the connections that have come in and not said yet what they want. Who says
+// nothing keeps nobody out: where there are too many, the one that has been silent for
+// longest has to go.
+type greetings struct {
+	most int
+
+	mu     sync.Mutex // guards silent
+	silent list.List  // of net.Conn, the oldest first
+}
+
+// enter takes conn in. leave is to be called when it has said what it wants, or has ended.
+func (g *greetings) enter(conn net.Conn) (leave func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.silent.Len() >= g.most {
+		oldest := g.silent.Remove(g.silent.Front()).(net.Conn)
+		oldest.Close()
+	}
+	place := g.silent.PushBack(conn)
+	return func() { g.leave(place) }
+}
+
+func (g *greetings) leave(place *list.Element) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.silent.Remove(place) // nothing, if it had to go
 }

@@ -412,6 +412,47 @@ func TestGuestsAreBounded(t *testing.T) {
 	}
 }
 
+// Connections that say nothing keep nobody out: who comes is answered, in the place of the
+// one that has been silent for longest.
+func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
+	h := newHost(t, Config{Seeder: true})
+	blob, _ := testBlob(1<<20, 75)
+	m := h.share(t, blob)
+	eventually(t, "known", func() bool { return h.knows(m.InfoHash()) })
+	var silent []net.Conn
+	for range greetingsAtOnce {
+		c, err := net.Dial("tcp", h.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	waiting := func() int {
+		h.greetings.mu.Lock()
+		defer h.greetings.mu.Unlock()
+		return h.greetings.silent.Len()
+	}
+	eventually(t, "all have come in", func() bool { return waiting() == greetingsAtOnce })
+	callFrom(t, "127.0.0.1", h, m.InfoHash(), [20]byte{'n'}) // fails the test if it is not answered
+	closed := make(chan error, 1)
+	go func() {
+		_, err := silent[0].Read(make([]byte, 1))
+		closed <- err
+	}()
+	select {
+	case err := <-closed:
+		if err == nil {
+			t.Error("a silent connection is spoken to")
+		}
+	case <-time.After(patience):
+		t.Error("the oldest silent connection is still there")
+	}
+	if n := waiting(); n != greetingsAtOnce-1 {
+		t.Errorf("%d silent connections are left of %d, want all but the oldest", n, greetingsAtOnce)
+	}
+}
+
 type remoteConn struct {
 	net.Conn
 	addr string
