@@ -27,7 +27,8 @@ const (
 	prefetchBlobs     = 4       // blobs of one image at a time, as engines do
 	prefetchImages    = 4       // images of one request at a time
 	progressInterval  = 250 * time.Millisecond
-	maxManifestsDepth = 4 // indexes within indexes
+	firstInterval     = 20 * time.Millisecond // until there is any
+	maxManifestsDepth = 4                     // indexes within indexes
 
 	maxPrefetches = 32   // requests at a time
 	maxPlatforms  = 64   // of one request
@@ -47,8 +48,10 @@ type PrefetchRequest struct {
 // PrefetchImage is one image to bring, in the name of whoever the
 // Authorization is of.
 type PrefetchImage struct {
-	Ref           string `json:"ref"`
-	Authorization string `json:"authorization,omitempty"`
+	Ref string `json:"ref"`
+	// Digest is what to bring, and to call Ref; "" = what the registry has under it now.
+	Digest        digest.Digest `json:"digest,omitempty"`
+	Authorization string        `json:"authorization,omitempty"`
 }
 
 // PrefetchEvent is one line of the answer to POST /v1/prefetch. Event is
@@ -132,6 +135,22 @@ func (e *eventWriter) send(event PrefetchEvent) {
 	}
 }
 
+// Prefetch brings images, and tells how it goes as the answer to POST /v1/prefetch does, but
+// for the last line: ok tells whether all are here. The error is that of a request which
+// cannot be understood.
+func (m *Mirror) Prefetch(ctx context.Context, req PrefetchRequest, send func(PrefetchEvent)) (ok bool, err error) {
+	platforms, err := parsePlatforms(req.Platforms)
+	if err != nil {
+		return false, err
+	}
+	var mu sync.Mutex // events come from several goroutines
+	return m.prefetchAll(ctx, req, platforms, func(e PrefetchEvent) {
+		mu.Lock()
+		defer mu.Unlock()
+		send(e)
+	}), nil
+}
+
 func (m *Mirror) prefetchAll(ctx context.Context, req PrefetchRequest, platforms platforms, send func(PrefetchEvent)) bool {
 	var group errgroup.Group
 	group.SetLimit(prefetchImages)
@@ -162,9 +181,19 @@ func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms pl
 	if err != nil {
 		return err
 	}
+	name := imageName(req)
+	if image.Digest != "" {
+		req.Tag = ""
+		if req.Digest, err = registry.ParseDigest(image.Digest.String()); err != nil {
+			return err
+		}
+	}
 	desc, content, err := m.manifests.Get(ctx, req)
 	if err != nil {
 		return err
+	}
+	if image.Digest != "" {
+		m.cfg.Store.NameManifest(desc.Digest, name)
 	}
 	tree := &imageTree{mirror: m, req: req, platforms: platforms}
 	if err := tree.walk(ctx, desc, content, 0); err != nil {
@@ -186,7 +215,7 @@ func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms pl
 		return err
 	}
 	if pin {
-		err := m.cfg.Store.PinImage(layers.Pin{Image: imageName(req), Digest: desc.Digest, Pinned: time.Now().UTC(), Blobs: tree.digests()})
+		err := m.cfg.Store.PinImage(layers.Pin{Image: name, Digest: desc.Digest, Pinned: time.Now().UTC(), Blobs: tree.digests()})
 		if err != nil {
 			return err
 		}
@@ -260,15 +289,24 @@ func (m *Mirror) prefetchBlob(ctx context.Context, req registry.Request, desc oc
 
 // report tells how far an image is until ctx ends.
 func (m *Mirror) report(ctx context.Context, image string, tree *imageTree, send func(PrefetchEvent)) {
-	tick := time.NewTicker(progressInterval)
+	tick := time.NewTicker(firstInterval)
 	defer tick.Stop()
+	var begun bool
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			send(PrefetchEvent{Event: "progress", Image: image, BytesDone: tree.bytesDone(), Bytes: tree.bytes()})
 		}
+		done := tree.bytesDone()
+		if !begun && done == 0 {
+			continue
+		}
+		if !begun {
+			begun = true
+			tick.Reset(progressInterval)
+		}
+		send(PrefetchEvent{Event: "progress", Image: image, BytesDone: done, Bytes: tree.bytes()})
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
+	"github.com/murderp2p/murder/seeder/fleet"
 	"github.com/murderp2p/murder/seeder/tracker"
 )
 
@@ -44,6 +45,10 @@ type Config struct {
 	// Upload and Download hold what goes out and comes in over HTTP to a
 	// rate; nil does not.
 	Upload, Download *rate.Limiter
+	// FleetFile is where orders to the fleet outlive the process, and FleetCredentials
+	// tells whether they may have credentials; see [fleet.Config].
+	FleetFile        string
+	FleetCredentials bool
 	Metrics          *Metrics
 	Log              *slog.Logger
 }
@@ -56,6 +61,7 @@ type Seeder struct {
 	origin  *origin
 	shared  *layers.Shared
 	tracker *tracker.Tracker
+	fleet   *fleet.Fleet
 	pulls   *registry.Handler
 	mux     *http.ServeMux // of all else
 }
@@ -72,6 +78,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 		manifests: &registry.Manifests{Upstream: cfg.Upstream, Store: cfg.Store, Grants: s.grants, TagTTL: cfg.TagTTL, Log: cfg.Log},
 	}
 	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})
+	s.fleet = fleet.New(fleet.Config{Resolve: s.resolve, Credentials: cfg.FleetCredentials, File: cfg.FleetFile, Log: cfg.Log})
 	s.pulls = &registry.Handler{Backend: s.backend, DefaultHost: cfg.DefaultRegistry, Sent: s.origin.ledger.Served, Log: cfg.Log}
 	s.routes()
 	return s
@@ -82,6 +89,7 @@ func (s *Seeder) routes() {
 	s.mux.HandleFunc("GET /v1/torrents/{digest}", s.serveTorrent)
 	s.mux.HandleFunc("GET /announce", s.tracker.ServeAnnounce)
 	s.mux.HandleFunc("GET /scrape", s.tracker.ServeScrape)
+	s.fleet.Routes(s.mux)
 }
 
 // ServeHTTP implements http.Handler.
@@ -99,12 +107,13 @@ func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// Run seeds what the store holds already and keeps the tracker, until ctx
+// Run seeds what the store holds already and keeps tracker and fleet, until ctx
 // ends.
 func (s *Seeder) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.tracker.Run(ctx) })
 	group.Go(func() error { return s.shared.All(ctx) })
+	group.Go(func() error { return s.fleet.Run(ctx) })
 	return group.Wait()
 }
 
@@ -116,6 +125,9 @@ func (s *Seeder) Ledger() *layers.Ledger { return s.origin.ledger }
 
 // Tracker returns what the tracker holds now.
 func (s *Seeder) Tracker() tracker.Stats { return s.tracker.Stats() }
+
+// Fleet is the hosts that hold a link, and what they were ordered to do.
+func (s *Seeder) Fleet() *fleet.Fleet { return s.fleet }
 
 // Evicted is to be told of blobs that the store has evicted.
 func (s *Seeder) Evicted(d digest.Digest) { s.shared.Drop(d) }

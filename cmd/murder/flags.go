@@ -19,6 +19,8 @@ import (
 func mirrorFlags() []cli.Flag {
 	return append([]cli.Flag{
 		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable; the first that answers is used)", checkHTTPURL),
+		textOf("host-name", "", "`NAME` by which the fleet knows this host (default: the system's)", checkHostName),
+		listOf("label", "`KEY=VALUE` that orders to the fleet may ask for (repeatable)", checkLabel),
 		allowHostFlag(),
 	}, daemonFlags(daemonDefaults{
 		listen:      "127.0.0.1:7080",

@@ -97,7 +97,7 @@ func (d *daemon) openGate() (*gate.Gate, error) {
 var ownAPI = map[string]func(path string) bool{
 	"mirror": func(path string) bool { return !registry.IsPull(path) },
 	"seeder": func(path string) bool {
-		return slices.ContainsFunc([]string{"/v1/status", "/v1/prefetch", "/v1/limits"}, func(own string) bool {
+		return slices.ContainsFunc([]string{"/v1/status", "/v1/prefetch", "/v1/hosts", "/v1/limits"}, func(own string) bool {
 			return path == own || strings.HasPrefix(path, own+"/")
 		})
 	},

@@ -44,7 +44,12 @@ func runMirror(c *cli.Context) error {
 		Download: d.download,
 		Metrics:  proxy.NewMetrics(d.metrics), Log: d.log,
 	})
-	return d.run(mirror, func(w http.ResponseWriter, r *http.Request) {
+	member, err := d.member(mirror)
+	if err != nil {
+		d.close()
+		return err
+	}
+	return d.run(member, func(w http.ResponseWriter, r *http.Request) {
 		health := []seederStatus{}
 		for _, s := range mirror.Seeders() {
 			health = append(health, seederStatus(s))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/urfave/cli/v2"
@@ -36,9 +37,12 @@ func runSeeder(c *cli.Context) error {
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Upload: d.upload, Download: d.download,
+		// Without certificates whoever reaches the port can say that it is a host.
+		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,
 		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
 	})
 	registerTracker(d.metrics, origin)
+	registerFleet(d.metrics, origin.Fleet())
 	return d.run(origin, func(w http.ResponseWriter, r *http.Request) { d.report(w, r, origin.Ledger(), nil, nil) })
 }
 

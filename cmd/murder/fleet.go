@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/murderp2p/murder/proxy"
+	"github.com/murderp2p/murder/seeder/fleet"
+)
+
+func checkHostName(s string) error {
+	if s == "" {
+		return nil
+	}
+	return fleet.CheckName(s)
+}
+
+func checkLabel(s string) error {
+	_, _, err := fleet.ParseLabel(s)
+	return err
+}
+
+// labelsOf reads what checkLabel has let pass.
+func labelsOf(items []string) map[string]string {
+	labels := make(map[string]string)
+	for _, item := range items {
+		key, value, _ := fleet.ParseLabel(item)
+		labels[key] = value
+	}
+	return labels
+}
+
+// member is a mirror and its place in the fleet.
+type member struct {
+	*proxy.Mirror
+	agent *fleet.Agent // nil = none
+}
+
+// Run shares what the cache holds already, and carries out what the seeders order.
+func (m *member) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.Mirror.Run(ctx) })
+	if m.agent != nil {
+		group.Go(func() error { return m.agent.Run(ctx) })
+	}
+	return group.Wait()
+}
+
+// member makes the mirror a host of its seeders' fleet. A host without a name of use is
+// none, but pulls go on.
+func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
+	m := &member{Mirror: mirror}
+	who := fleet.Member{Name: d.cli.String("host-name"), Zone: d.cli.String("zone"), Labels: labelsOf(listFlag(d.cli, "label")), Version: buildVersion()}
+	if who.Name == "" {
+		who.Name, _ = os.Hostname()
+		if err := fleet.CheckName(who.Name); err != nil {
+			d.log.Warn("this host is not in the fleet: give it a --host-name", "err", err)
+			return m, nil
+		}
+	}
+	if err := who.Check(); err != nil {
+		return nil, usagef(d.cli, "%v", err)
+	}
+	a := &fleet.Agent{Member: who, Carry: carrier{mirror}.carry, Log: d.log}
+	for _, text := range listFlag(d.cli, "seeder") {
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("seeder %q: %w", text, err)
+		}
+		s := fleet.Seeder{URL: u}
+		if d.tls != nil {
+			s.DialTLS = d.tls.DialHTTPS
+		}
+		a.Seeders = append(a.Seeders, s)
+	}
+	d.registerAgent(a)
+	m.agent = a
+	return m, nil
+}
+
+func (d *daemon) registerAgent(a *fleet.Agent) {
+	d.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "murder_fleet_links", Help: "Seeders that the host holds a link to.",
+	}, func() float64 { return float64(a.Links()) }))
+	for _, result := range []fleet.State{fleet.Ready, fleet.Failed} {
+		d.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "murder_fleet_orders_total", Help: "Orders to the fleet that this host is done with, by result.",
+			ConstLabels: prometheus.Labels{"result": string(result)},
+		}, func() float64 { return float64(a.Results(result)) }))
+	}
+}
+
+// registerFleet offers a seeder's figures of its fleet to Prometheus.
+func registerFleet(metrics *prometheus.Registry, f *fleet.Fleet) {
+	gauge := func(name, help string, labels prometheus.Labels, value func(fleet.Counts) int) {
+		metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels},
+			func() float64 { return float64(value(f.Counts())) }))
+	}
+	const hosts = "Hosts of the fleet; those that are away are forgotten after ten minutes."
+	gauge("murder_fleet_hosts", hosts, prometheus.Labels{"state": fleet.Connected}, func(c fleet.Counts) int { return c.Connected })
+	gauge("murder_fleet_hosts", hosts, prometheus.Labels{"state": fleet.Away}, func(c fleet.Counts) int { return c.Away })
+	gauge("murder_fleet_orders", "Orders to the fleet that not all hosts are done with.", nil, func(c fleet.Counts) int { return c.Running })
+}
+
+// carrier carries out orders to the fleet as `murder prefetch` on the host would.
+type carrier struct{ mirror *proxy.Mirror }
+
+func (c carrier) carry(ctx context.Context, order fleet.Order, say func(fleet.Progress)) error {
+	if order.Load {
+		return fmt.Errorf("%w: this mirror is not told how to load images into its engine", fleet.ErrHopeless)
+	}
+	req := proxy.PrefetchRequest{Platforms: order.Platforms, Pin: order.Pin}
+	for _, image := range order.Images {
+		req.Images = append(req.Images, proxy.PrefetchImage{Ref: image.Ref, Digest: image.Digest, Authorization: image.Authorization})
+	}
+	tally := tally{images: make(map[string]imageProgress)}
+	ok, err := c.mirror.Prefetch(ctx, req, func(e proxy.PrefetchEvent) {
+		tally.take(e)
+		say(tally.progress())
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", fleet.ErrHopeless, err)
+	case tally.err != nil:
+		return tally.err
+	case !ok:
+		return errors.New("not all images are here")
+	default:
+		return nil
+	}
+}
+
+// tally adds up the events of a prefetch.
+type tally struct {
+	images map[string]imageProgress
+	from   fleet.Sources
+	err    error // of the first image that failed
+}
+
+func (t *tally) take(e proxy.PrefetchEvent) {
+	image := t.images[e.Image]
+	switch e.Event {
+	case "resolved":
+		image.bytes = e.Bytes
+	case "progress":
+		image.done = e.BytesDone
+	case "done":
+		image.done = e.Bytes
+	case "blob":
+		t.from = t.from.Plus(fleet.Sources{Cache: e.From["cache"], Peer: e.From["peer"], Seeder: e.From["seeder"], Upstream: e.From["upstream"]})
+	case "error":
+		if t.err == nil {
+			t.err = orderError(e)
+		}
+	}
+	t.images[e.Image] = image
+}
+
+// orderError says of a failed image whether another attempt is of use.
+func orderError(e proxy.PrefetchEvent) error {
+	err := fmt.Errorf("%s: %s", e.Image, e.Error)
+	switch {
+	case e.Status == http.StatusUnauthorized && e.Challenge != "":
+		return &fleet.NeedCredentials{Image: e.Image, Challenge: e.Challenge, Err: err}
+	case e.Status == http.StatusNotFound:
+		return fmt.Errorf("%w: %w", err, fleet.ErrHopeless)
+	default:
+		return err
+	}
+}
+
+func (t *tally) progress() fleet.Progress {
+	p := fleet.Progress{State: fleet.Fetching, From: t.from}
+	for _, image := range t.images {
+		p.Bytes += image.bytes
+		p.BytesDone += image.done
+	}
+	return p
+}
