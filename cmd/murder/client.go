@@ -90,6 +90,16 @@ func (e *answerError) Error() string {
 // do sends a request and returns its answer when that is 2xx. Otherwise it returns an *answerError, or what went wrong on the way, without
 // the URL, which the caller knows.
 func (c *client) do(ctx context.Context, method, path string, header http.Header, body io.Reader) (*http.Response, error) {
+	resp, err := c.send(ctx, method, path, header, body)
+	if err != nil || resp.StatusCode/100 == 2 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	return nil, answerErrorOf(resp)
+}
+
+// send is do for who understands any answer.
+func (c *client) send(ctx context.Context, method, path string, header http.Header, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return nil, err
@@ -105,11 +115,7 @@ func (c *client) do(ctx context.Context, method, path string, header http.Header
 	if err != nil {
 		return nil, withoutURL(ctx, err)
 	}
-	if resp.StatusCode/100 == 2 {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	return nil, answerErrorOf(resp)
+	return resp, nil
 }
 
 // get reads a whole answer.

@@ -52,7 +52,9 @@ func addEnv(f cli.Flag) {
 	case *cli.GenericFlag:
 		f.EnvVars = env
 	case *cli.StringSliceFlag:
-		f.EnvVars = env
+		if f.EnvVars == nil {
+			f.EnvVars = env
+		}
 	case *cli.StringFlag:
 		f.EnvVars = env
 	case *cli.PathFlag:

@@ -7,7 +7,7 @@
 //
 //	murder seeder     the origin's daemon, beside the registry
 //	murder mirror     the daemon on every host: a pull-only registry, a cache and a BitTorrent peer
-//	murder prefetch   warms this host, or the named hosts, ahead of a rollout
+//	murder prefetch   warms this host, the named hosts or the fleet, ahead of a rollout
 //	murder pin        keeps images in this host's cache, however long nobody pulls them
 //	murder unpin      lets them go again
 //	murder status     what is here and in flight; for an image, where each layer's bytes came from and why
@@ -43,7 +43,8 @@
 //	/livez, /readyz, /healthz, /metrics   health, and figures for Prometheus
 //	/v1/status                            what `murder status` prints
 //
-// The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker); the mirror POST /v1/prefetch and /v1/pins
+// The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker), and the fleet's /v1/fleet (to which mirrors
+// hold a link), /v1/hosts and /v1/prefetch (GET, POST, DELETE); the mirror POST /v1/prefetch and /v1/pins
 // (GET, POST, DELETE). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
 //
 // With --tls-cert, --tls-key and --tls-ca the seeder speaks HTTPS and answers only who shows a certificate of that CA, but for health
@@ -53,7 +54,8 @@
 //
 // Logs and progress go to stderr (--log-format text or json, --log-level), results to stdout (--output json where a person reads a table).
 // The exit code is 0 for success, 1 when the work failed and 2 when the command line, the environment or the file of --config is wrong;
-// then one line on stderr names what is wrong and what would be right. The first SIGINT or SIGTERM stops in good order, a second at once.
+// then one line on stderr names what is wrong and what would be right. It is 3 when `murder prefetch --fleet` has not brought enough hosts
+// to be ready in its time, though none has failed that would have been needed. The first SIGINT or SIGTERM stops in good order, a second at once.
 package main
 
 import (
@@ -74,6 +76,7 @@ import (
 const (
 	exitFailure = 1 // the work failed
 	exitUsage   = 2 // the command line, the environment or the config file is wrong
+	exitLate    = 3 // the time was over before the work was done
 )
 
 func main() {
@@ -167,6 +170,7 @@ func sealed(cmd *cli.Command) {
 func exitCode(err error) int {
 	var (
 		usage *usageError
+		late  *lateError
 		coder cli.ExitCoder // the library's own complaints, such as help for a command that is none
 	)
 	switch {
@@ -174,6 +178,8 @@ func exitCode(err error) int {
 		return 0
 	case errors.As(err, &usage), errors.As(err, &coder):
 		return exitUsage
+	case errors.As(err, &late):
+		return exitLate
 	default:
 		return exitFailure
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -17,15 +18,19 @@ import (
 func prefetchCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "prefetch",
-		Usage:     "warms this host, or the named hosts, with all that images consist of",
+		Usage:     "warms this host, the named hosts or the fleet with all that images consist of",
 		ArgsUsage: "IMAGE...",
 		Description: "Each mirror fetches the manifests, configs and layers of each IMAGE into its cache, all mirrors at once, so that they\n" +
 			"share the bytes among themselves. Private images are fetched with this user's own credentials, those of `docker login`\n" +
 			"and `podman login`; a mirror is given the token that a registry's token server grants for them, or, where a registry has\n" +
 			"none, user name and password themselves, so name mirrors across trusted networks only.\n\n" +
 			"Exits with 0 only when every host has everything, otherwise with 1 and a line on stderr for each host that has not. What\n" +
-			"has been fetched stays, so a second run fetches what is missing.",
-		Flags: []cli.Flag{
+			"has been fetched stays, so a second run fetches what is missing.\n\n" +
+			"With --fleet a seeder tells all mirrors that it is the seeder of, those that --hosts, --zone, --label and --percent leave, and\n" +
+			"no host has to be reached from here. A host that is away gets the order when it comes back within --timeout (10m if not\n" +
+			"given). Exits with 0 as soon as --ready of the hosts have everything; the others go on until the time is over. Exits with 1\n" +
+			"when so many cannot be had any more, because hosts have failed or the order is refused, and with 3 when the time is over.",
+		Flags: append([]cli.Flag{
 			listOf("mirror", "`URL` or HOST:PORT of a mirror (repeatable; default: "+defaultMirror+", unless --mirrors-file is given)", checkMirrorAddress),
 			textOf("mirrors-file", "", "`FILE` with a mirror on each line; # begins a comment", nil),
 			listOf("platform", "`OS/ARCH` to fetch of a multi-platform image, or all (repeatable; default: each mirror's own)", checkPlatform),
@@ -35,12 +40,18 @@ func prefetchCommand() *cli.Command {
 			countOf("parallel", "256", 1, 65536, "`NUMBER` of hosts that are warmed at once"),
 			apiTokenFlag(),
 			outputFlag(),
-		},
+		}, slices.Concat(fleetFlags(), tlsFlags())...),
 		Action: prefetchAction,
 	}
 }
 
 func prefetchAction(c *cli.Context) error {
+	if err := checkFleetFlags(c); err != nil {
+		return err
+	}
+	if c.Bool("fleet") {
+		return fleetAction(c)
+	}
 	p, err := newPrefetch(c)
 	if err != nil {
 		return err
@@ -83,17 +94,10 @@ func newPrefetch(c *cli.Context) (*prefetch, error) {
 		idle:      streamIdle,
 		creds:     newCredentials(listFlag(c, "insecure-registry")),
 	}
-	if c.NArg() == 0 {
-		return nil, usagef(c, "name at least one image, as in `murder prefetch registry.example/app:1.2`")
-	}
-	for _, arg := range c.Args().Slice() {
-		img, err := parseImage(arg)
-		if err != nil {
-			return nil, usagef(c, "invalid image %q: %v", arg, err)
-		}
-		p.images = append(p.images, img)
-	}
 	var err error
+	if p.images, err = imagesOf(c); err != nil {
+		return nil, err
+	}
 	if p.mirrors, err = mirrorsOf(c); err != nil {
 		return nil, err
 	}
@@ -102,6 +106,21 @@ func newPrefetch(c *cli.Context) (*prefetch, error) {
 	}
 	p.progress = newProgress(c.App.ErrWriter, p.mirrors)
 	return p, nil
+}
+
+// imagesOf are the command's arguments.
+func imagesOf(c *cli.Context) (images []image, err error) {
+	if c.NArg() == 0 {
+		return nil, usagef(c, "name at least one image, as in `murder prefetch registry.example/app:1.2`")
+	}
+	for _, arg := range c.Args().Slice() {
+		img, err := parseImage(arg)
+		if err != nil {
+			return nil, usagef(c, "invalid image %q: %v", arg, err)
+		}
+		images = append(images, img)
+	}
+	return images, nil
 }
 
 // mirrorsOf are the mirrors that --mirror and --mirrors-file name, each once, in that order; this host's without either.

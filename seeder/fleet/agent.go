@@ -181,10 +181,13 @@ func (a *Agent) work(t *task, places chan struct{}) {
 			return
 		case t.ctx.Err() != nil:
 		case refused:
+			n-- // it was not for want of trying
+			if t.renewed() {
+				continue
+			}
 			a.say(t, true, func(r *Report) {
 				r.State, r.Error, r.Image, r.Challenge = Refused, err.Error(), need.Image, need.Challenge
 			})
-			n-- // it was not for want of trying
 			t.wait(0)
 		case errors.Is(err, ErrHopeless) || n == attempts:
 			a.end(t, Failed, err)
@@ -205,6 +208,16 @@ func (a *Agent) leave(t *task) {
 	t.report.State = Failed
 	for u := range a.uplinks {
 		delete(u.news, t)
+	}
+}
+
+// renewed tells whether there are credentials that the last attempt may not have had.
+func (t *task) renewed() bool {
+	select {
+	case <-t.fresh:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -263,6 +276,7 @@ func (a *Agent) end(t *task, s State, err error) {
 		a.results = make(map[State]int64)
 	}
 	a.results[s]++
+	t.order.Images = slices.Clone(t.order.Images)
 	for i := range t.order.Images {
 		t.order.Images[i].Authorization = "" // nobody needs it any more
 	}

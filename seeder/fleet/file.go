@@ -150,7 +150,7 @@ func (k keptJob) restored() *job {
 	j := &job{
 		order: Order{ID: k.ID, Platforms: k.Platforms, Pin: k.Pin, Load: k.Load}, sel: k.Select, cutoff: k.Cutoff,
 		state: k.State, created: k.Created, expires: k.Expires, ended: k.Ended,
-		private: make(map[string]bool), targets: make(map[string]*target), needs: make(map[string]string),
+		private: make(map[string]bool), targets: make(map[string]*target),
 	}
 	for _, i := range k.Images {
 		j.order.Images = append(j.order.Images, OrderImage{Ref: i.Ref, Digest: i.Digest})
@@ -160,7 +160,7 @@ func (k keptJob) restored() *job {
 		if !t.State.final() {
 			t.State = Waiting
 		}
-		j.targets[t.Host] = &target{t.Zone, t.Progress}
+		j.targets[t.Host] = &target{Zone: t.Zone, Progress: t.Progress}
 	}
 	return j
 }

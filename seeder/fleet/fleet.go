@@ -67,7 +67,6 @@ type Fleet struct {
 	jobs  map[string]*job
 	perIP map[string]int
 	rev   uint64 // counts changes, for those who watch
-	saved uint64 // rev when the file was last written, where that matters
 	dirty bool   // something has changed that the file has
 	ended bool
 	links sync.WaitGroup
@@ -119,8 +118,11 @@ func (f *Fleet) expire(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, j := range f.jobs {
-		if j.state == Running && now.After(j.expires) {
-			f.endJob(j, Expired)
+		switch over := now.After(j.expires); {
+		case over && j.state == Running:
+			f.endJob(j, Expired, now)
+		case over && j.state == Done:
+			j.forgetCredentials()
 		}
 		if j.state != Running && now.Sub(j.ended) > keepJobs {
 			delete(f.jobs, j.order.ID)

@@ -61,7 +61,7 @@ func (f *Fleet) newJob(r Request, images []OrderImage) (Job, error) {
 	j := &job{
 		order: Order{ID: r.ID, Images: images, Platforms: r.Platforms, Pin: r.Pin, Load: r.Load},
 		sel:   r.Select, state: Running, created: now, expires: now.Add(time.Duration(r.Lifetime)),
-		private: make(map[string]bool), targets: make(map[string]*target), needs: make(map[string]string),
+		private: make(map[string]bool), targets: make(map[string]*target),
 	}
 	if r.ID == "" {
 		j.order.ID = NewID()
@@ -132,13 +132,14 @@ func (f *Fleet) again(j *job, r Request, images []OrderImage) (Job, error) {
 	if !j.holds(now) {
 		return f.public(j, false), nil
 	}
-	for i := range images { // the digest stays: all hosts bring the same
+	j.order.Images = slices.Clone(j.order.Images) // messages of it may be on their way
+	for i := range images {                       // the digest stays: all hosts bring the same
 		j.order.Images[i].Authorization = images[i].Authorization
 		j.private[images[i].Ref] = j.private[images[i].Ref] || images[i].Authorization != ""
 	}
-	clear(j.needs)
 	f.changed()
 	for name, t := range j.targets {
+		t.need = Need{}
 		if !t.State.final() {
 			f.tell(name, j)
 		}
@@ -172,7 +173,7 @@ func (f *Fleet) cancel(id string) (Job, error) {
 		return Job{}, noOrder(id)
 	}
 	if j.holds(time.Now()) {
-		f.endJob(j, Cancelled)
+		f.endJob(j, Cancelled, time.Now())
 	}
 	return f.public(j, false), nil
 }
@@ -182,19 +183,25 @@ func noOrder(id string) *Refusal {
 }
 
 // endJob ends a job, and has hosts leave it that are at work. f.mu is held.
-func (f *Fleet) endJob(j *job, state string) {
-	j.state, j.ended = state, time.Now()
-	for i := range j.order.Images {
-		j.order.Images[i].Authorization = ""
-	}
+func (f *Fleet) endJob(j *job, state string, now time.Time) {
+	j.state, j.ended = state, now
 	f.changed()
-	if state == Done {
+	if state == Done { // hosts that come are still told
 		return
 	}
+	j.forgetCredentials()
 	for name, t := range j.targets {
 		if h := f.hosts[name]; h != nil && h.link != nil && !t.State.final() {
 			h.link.send(message{Cancel: j.order.ID})
 		}
+	}
+}
+
+// forgetCredentials is called when nobody is told of the job any more.
+func (j *job) forgetCredentials() {
+	j.order.Images = slices.Clone(j.order.Images) // messages of it may be on their way
+	for i := range j.order.Images {
+		j.order.Images[i].Authorization = ""
 	}
 }
 
@@ -228,7 +235,7 @@ func (f *Fleet) report(l *link, r Report) {
 	}
 	f.changed()
 	if j.state == Running && j.settled() {
-		f.endJob(j, Done)
+		f.endJob(j, Done, time.Now())
 	}
 }
 

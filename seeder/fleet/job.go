@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -42,7 +41,8 @@ const (
 const (
 	maxError = 300  // bytes
 	maxNeeds = 2048 // bytes of a challenge
-	maxShown = 10   // targets of each kind in a Job without Targets
+	maxBytes = 1 << 48
+	maxShown = 10 // targets of each kind in a Job without Targets
 )
 
 // Report is what a host says of an order.
@@ -145,13 +145,13 @@ type job struct {
 	expires time.Time
 	ended   time.Time
 	targets map[string]*target // by host
-	needs   map[string]string  // challenges by ref
 }
 
 // target is a host of a job.
 type target struct {
 	Zone string
 	Progress
+	need Need // of a host that is Refused
 }
 
 func newestFirst(a, b *job) int {
@@ -173,12 +173,17 @@ func (j *job) holds(now time.Time) bool {
 func (j *job) take(t *target, r Report) {
 	p := r.Progress
 	p.Error = clip(p.Error, maxError)
-	p.Bytes, p.BytesDone = max(p.Bytes, 0), min(max(p.BytesDone, 0), max(p.Bytes, 0))
-	t.Progress = p
+	p.Bytes = bound(p.Bytes, maxBytes)
+	p.BytesDone = bound(p.BytesDone, p.Bytes)
+	p.From = Sources{bound(p.From.Cache, maxBytes), bound(p.From.Peer, maxBytes), bound(p.From.Seeder, maxBytes), bound(p.From.Upstream, maxBytes)}
+	t.Progress, t.need = p, Need{}
 	if p.State == Refused && len(r.Challenge) <= maxNeeds && j.has(r.Image) {
-		j.needs[r.Image] = r.Challenge
+		t.need = Need{r.Image, r.Challenge}
 	}
 }
+
+// bound is n between 0 and most.
+func bound(n, most int64) int64 { return min(max(n, 0), most) }
 
 func (j *job) has(ref string) bool {
 	return slices.ContainsFunc(j.order.Images, func(i OrderImage) bool { return i.Ref == ref })
@@ -217,9 +222,12 @@ func (f *Fleet) public(j *job, all bool) Job {
 	for _, i := range j.order.Images {
 		p.Images = append(p.Images, JobImage{i.Ref, i.Digest, j.private[i.Ref]})
 	}
-	for _, ref := range slices.Sorted(maps.Keys(j.needs)) {
-		p.Needs = append(p.Needs, Need{ref, j.needs[ref]})
+	for _, t := range j.targets {
+		if t.need != (Need{}) && len(p.Needs) < maxShown && !slices.Contains(p.Needs, t.need) {
+			p.Needs = append(p.Needs, t.need)
+		}
 	}
+	slices.SortFunc(p.Needs, func(a, b Need) int { return strings.Compare(a.Image, b.Image) })
 	targets := f.targets(j)
 	var most int64
 	for _, t := range targets {
