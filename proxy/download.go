@@ -119,7 +119,7 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 		return 0, nil
 	}
 	d.why = whyNoSeeder
-	if len(m.cfg.Seeders) > 0 {
+	if len(m.seeders.all()) > 0 {
 		d.why = whySeederFailed
 	}
 	for _, seeder := range m.seeders.well(string(req.Digest)) {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -29,9 +30,9 @@ type seeders struct {
 	ctx     context.Context
 	running *sync.WaitGroup
 	log     *slog.Logger
-	list    []Seeder
 
-	mu        sync.Mutex // guards the two below
+	mu        sync.Mutex // guards all below
+	list      []Seeder   // replaced, never changed
 	ill       map[Seeder]SeederHealth
 	recovered map[Seeder]recovery
 }
@@ -52,6 +53,24 @@ type SeederHealth struct {
 
 func newSeeders(ctx context.Context, running *sync.WaitGroup, list []Seeder, log *slog.Logger) *seeders {
 	return &seeders{ctx: ctx, running: running, log: log, list: list, ill: make(map[Seeder]SeederHealth), recovered: make(map[Seeder]recovery)}
+}
+
+// set replaces the seeders. Who is in the middle of a blob with one that is gone goes on
+// with it as long as it answers.
+func (s *seeders) set(list []Seeder) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = slices.Clone(list)
+	gone := func(seeder Seeder) bool { return !slices.Contains(s.list, seeder) }
+	maps.DeleteFunc(s.ill, func(seeder Seeder, _ SeederHealth) bool { return gone(seeder) })
+	maps.DeleteFunc(s.recovered, func(seeder Seeder, _ recovery) bool { return gone(seeder) })
+}
+
+// all returns the seeders there are.
+func (s *seeders) all() []Seeder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list
 }
 
 // well returns the seeders that can be asked about key, a digest or what else names
@@ -87,8 +106,9 @@ func (s *seeders) failed(ctx context.Context, seeder Seeder, err error) (ill boo
 	s.mu.Lock()
 	_, known := s.ill[seeder]
 	s.ill[seeder] = SeederHealth{URL: seeder.URL(), Error: err.Error(), Checked: time.Now()}
+	member := slices.Contains(s.list, seeder) // of one that was taken away nobody else will ask
 	s.mu.Unlock()
-	if !known {
+	if !known && member {
 		s.log.Warn("seeder is ill, pulls go on without it", "seeder", seeder.URL(), "err", err)
 		s.running.Go(func() { s.await(seeder) })
 	}
@@ -105,6 +125,9 @@ func (s *seeders) await(seeder Seeder) {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if !s.isIll(seeder) {
+			return // it was taken away
 		}
 		if seeder.Alive(s.ctx) == nil {
 			break
@@ -136,9 +159,24 @@ func (s *seeders) isIll(seeder Seeder) bool {
 	return ill
 }
 
+// aloneLost and lostAfter are the silence of a swarm after which its seeder is asked
+// whether it lives: soon where another can take over.
+const (
+	aloneLost = time.Second
+	lostAfter = 400 * time.Millisecond // less than watchEvery: at its first tick
+)
+
+func (s *seeders) lostAfter() time.Duration {
+	if len(s.all()) > 1 {
+		return lostAfter
+	}
+	return aloneLost
+}
+
+// trackers are those beside the seeders.
 func (s *seeders) trackers() []string {
-	var urls []string
-	for _, seeder := range s.list {
+	urls := []string{}
+	for _, seeder := range s.all() {
 		urls = append(urls, seeder.Announce())
 	}
 	return urls

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,9 +25,9 @@ var (
 	errStalled = errors.New("no bytes from the swarm")
 )
 
-// bySwarm goes by the torrent that a seeder has told of. When that breaks off it
-// asks the seeder once more: another fetch of the blob may go better, and to have it
-// from a swarm is better for all than any other way.
+// bySwarm goes by the torrent that a seeder has told of. When that breaks off it asks the
+// seeder once more: another fetch of the blob may go better, and to have it from a swarm
+// is better for all than any other way. When the seeder is away the next takes over.
 func (d *download) bySwarm(ctx context.Context) error {
 	if d.torrent == nil {
 		if d.seeder != nil && d.why == "" {
@@ -34,36 +35,61 @@ func (d *download) bySwarm(ctx context.Context) error {
 		}
 		return errSkip
 	}
-	if d.renew() != nil {
+	if d.torrent.Err() != nil && d.renew(ctx) != nil {
 		return errSkip
 	}
 	err := d.fetch(ctx)
-	if d.torrent.Err() == nil || d.over() {
-		return err
+	for tries := 0; err != nil && tries < maxRenewals && !d.over() && d.forsaken(err); tries++ {
+		d.mirror.seeders.failed(ctx, d.seeder, err)
+		if renewErr := d.renew(ctx); renewErr != nil {
+			return fmt.Errorf("%w; asked again: %w", err, renewErr)
+		}
+		err = d.fetch(ctx)
 	}
-	d.mirror.seeders.failed(ctx, d.seeder, err)
-	if renewErr := d.renew(); renewErr != nil {
-		return fmt.Errorf("%w; asked again: %w", err, renewErr)
-	}
-	return d.fetch(ctx)
+	return err
+}
+
+// maxRenewals bounds how often seeders are asked for a torrent before another way is
+// taken: one may answer and be gone again, and again.
+const maxRenewals = 3
+
+// forsaken tells of a fetch that ended with err whether it is for want of a seeder.
+func (d *download) forsaken(err error) bool {
+	return d.torrent.Err() != nil || errors.Is(err, errStalled) && d.mirror.seeders.isIll(d.seeder)
 }
 
 // errAtEnd is why a torrent is not asked for again of which only the end is missing:
 // the seeder has had all of the blob then, and found it wrong.
 var errAtEnd = errors.New("all of the blob has been there")
 
-// renew sees to it that there is a torrent which has not failed, if it can.
-func (d *download) renew() error {
-	switch {
-	case d.torrent.Err() == nil:
-		return nil
-	case d.mirror.seeders.isIll(d.seeder):
-		return registry.ErrUnreachable
-	case d.torrent.Known() >= d.torrent.Pieces()-1:
-		return errAtEnd
+// renew asks for another torrent: the seeder that told of the last, or if that is away
+// the next in order, so that a fleet that has lost its seeder comes together at one.
+func (d *download) renew(ctx context.Context) (err error) {
+	if !d.mirror.seeders.isIll(d.seeder) {
+		if d.torrent.Known() >= d.torrent.Pieces()-1 && d.seederLives(ctx) {
+			return errAtEnd
+		}
+		if err = d.renewFrom(d.seeder); err == nil || !d.mirror.seeders.isIll(d.seeder) {
+			return err
+		}
 	}
+	err = registry.ErrUnreachable
+	for _, next := range d.mirror.seeders.well(string(d.partial.Digest())) {
+		err = d.renewFrom(next)
+		if err == nil {
+			d.mirror.cfg.Log.Info("seeder takes over", "digest", d.partial.Digest(), "seeder", next.URL(), "bytes", d.partial.Received())
+		}
+		if err == nil || !d.mirror.seeders.isIll(next) {
+			break
+		}
+	}
+	return err
+}
+
+// renewFrom goes by what seeder answers from now on.
+func (d *download) renewFrom(seeder Seeder) error {
 	err := d.rights.Each(func(repo registry.Repository, authorization string) error {
-		answer, leave, err := d.ask(d.seeder, repo, d.partial.Digest(), authorization)
+		answer, leave, err := d.ask(seeder, repo, d.partial.Digest(), authorization)
 		if err != nil {
 			return err
 		}
@@ -71,10 +97,11 @@ func (d *download) renew() error {
 			leave()
 			return fmt.Errorf("%d bytes there, %d promised: %w", answer.Size, d.partial.Size(), layers.ErrMismatch)
 		}
+		d.seeder = seeder
 		d.take(answer, leave)
 		return nil
 	})
-	d.mirror.seeders.failed(d.mirror.ctx, d.seeder, err)
+	d.mirror.seeders.failed(d.mirror.ctx, seeder, err)
 	return err
 }
 
@@ -130,7 +157,8 @@ func (d *download) fetch(ctx context.Context) error {
 }
 
 // watch counts what the swarm brings, and ends a fetch that brings nothing:
-// soon when the seeder is away, since then a piece may be missing for good. The
+// soon when the seeder is away, since then a piece may be missing for good, and
+// at once if there is another to take over. The
 // silence is that of the ticks: time in which we did not get to run is not the
 // swarm's.
 func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
@@ -157,7 +185,7 @@ func (d *download) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		if d.abreast() {
 			silent = 0
 		}
-		if silent > d.mirror.stallAfter || silent > time.Second && !d.seederLives(ctx) {
+		if silent > d.mirror.stallAfter || silent > d.mirror.seeders.lostAfter() && !d.seederLives(ctx) {
 			cancel(errStalled)
 			return
 		}
@@ -199,14 +227,39 @@ func (d *download) count() {
 	d.received(layers.FromSeeder, "swarm", int(now.seeders-before.seeders))
 }
 
-// bySeeder streams over HTTP what is missing.
+// bySeeder streams over HTTP what is missing, from the seeder at hand, or from who takes
+// over from it.
 func (d *download) bySeeder(ctx context.Context) error {
-	if d.seeder == nil || d.mirror.seeders.isIll(d.seeder) {
-		return errSkip
+	err := errSkip
+	for _, seeder := range d.line() {
+		d.seeder = seeder
+		err = d.fill(ctx, "seeder", seeder)
+		if err == nil || d.over() || layers.DiskFailed(err) || isTooSlow(err) || d.stands(ctx, seeder, err) {
+			break
+		}
 	}
-	err := d.fill(ctx, "seeder", d.seeder)
-	d.mirror.seeders.failed(ctx, d.seeder, err)
 	return err
+}
+
+// line are the seeders that may be asked for the blob, the one at hand first. Who has
+// asked none for it asks none later.
+func (d *download) line() []Seeder {
+	if d.seeder == nil {
+		return nil
+	}
+	line := d.mirror.seeders.well(string(d.partial.Digest()))
+	if at := slices.Index(line, d.seeder); at > 0 {
+		line = slices.Insert(slices.Delete(line, at, at+1), 0, d.seeder)
+	}
+	return line
+}
+
+// stands tells whether a seeder is well whose answer ended with err.
+func (d *download) stands(ctx context.Context, seeder Seeder, err error) bool {
+	if registry.Refused(err) {
+		return true
+	}
+	return !d.mirror.seeders.failed(ctx, seeder, err) && d.seederLives(ctx)
 }
 
 // byUpstream goes to the registry itself.
