@@ -26,6 +26,10 @@ type Swarm interface {
 	// then, t's when t fails, and p's when p fails. It does not judge how fast it
 	// goes: the caller watches p's Progress and ends ctx.
 	Fetch(ctx context.Context, t *Torrent, p *Partial, trackers []string) error
+	// Retrack has all swarms that are announced to trackers, be they none at the moment,
+	// announced to these instead, and those that will be, whatever they are given. Who was
+	// given nil is announced to nobody as before.
+	Retrack(trackers []string)
 	// Peers lists who else is known in the swarm of a blob; none if it is not joined.
 	Peers(d digest.Digest) []Peer
 	// Received returns how many bytes of the blob came in so far, from mirrors

@@ -50,7 +50,7 @@ type Seeder interface {
 type Config struct {
 	Store *layers.Store
 	Swarm layers.Swarm
-	// Seeders are tried in order; there may be none.
+	// Seeders are those there are at the start; there may be none. See SetSeeders.
 	Seeders []Seeder
 	// Registries are asked when no seeder can be.
 	Registries registry.Upstream
@@ -129,6 +129,13 @@ func (m *Mirror) Ledger() *layers.Ledger { return m.ledger }
 
 // Seeders tells how the seeders are.
 func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health() }
+
+// SetSeeders replaces the seeders while the mirror works. Blobs that are on their way
+// from one that is gone go on, and all swarms are announced to those that are there now.
+func (m *Mirror) SetSeeders(list []Seeder) {
+	m.seeders.set(list)
+	m.cfg.Swarm.Retrack(m.seeders.trackers())
+}
 
 // Evicted is to be told of blobs that the store has evicted.
 func (m *Mirror) Evicted(d digest.Digest) { m.shared.Drop(d) }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,10 +58,11 @@ type member interface {
 
 // announcers are one of each tracker: one that hangs holds up none of the others.
 type announcers struct {
-	ask  tracker
-	log  *slog.Logger
-	mu   sync.Mutex // guards the rest
-	each map[string]*announcer
+	ask      tracker
+	log      *slog.Logger
+	retiring sync.WaitGroup // those of trackers that are not announced to any more
+	mu       sync.Mutex     // guards the rest
+	each     map[string]*announcer
 }
 
 // announcer tells a tracker which swarms this host is in and takes peers from it.
@@ -142,6 +144,18 @@ func (all *announcers) add(m member, name layers.InfoHash, trackers []string) []
 	return posts
 }
 
+// keep ends the announcers of all trackers but these, once they have said goodbye.
+func (all *announcers) keep(trackers []string) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	for url, a := range all.each {
+		if !slices.Contains(trackers, url) {
+			delete(all.each, url)
+			all.retiring.Go(func() { a.close(closeTimeout) })
+		}
+	}
+}
+
 // close waits until every goodbye has been said, but no longer than timeout, and
 // stops. All swarms must have been removed.
 func (all *announcers) close(timeout time.Duration) {
@@ -152,6 +166,7 @@ func (all *announcers) close(timeout time.Duration) {
 		closing.Go(func() { a.close(timeout) })
 	}
 	closing.Wait()
+	all.retiring.Wait()
 	all.ask.http.CloseIdleConnections()
 }
 

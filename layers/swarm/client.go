@@ -92,9 +92,13 @@ type Client struct {
 	running   sync.WaitGroup // the goroutines that Open started
 	closeOnce sync.Once
 
+	retracking sync.Mutex // one at a time changes the trackers
+
 	mu        sync.Mutex // guards the maps; held for look-ups only
 	exchanges map[digest.Digest]*exchange
 	byName    map[layers.InfoHash]*exchange
+	// trackers are those of Retrack; nil before it was called.
+	trackers []string
 	// tallies outlive the exchanges they were counted in, until Drop: who asks where
 	// a blob's bytes came from asks when the fetch is over.
 	tallies map[digest.Digest]*tally

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -302,7 +303,57 @@ func (c *Client) publish(x *exchange) {
 		return
 	}
 	x.unpost()
-	x.posts, x.posted = c.announcers.add(x, names[0], x.trackers), names[0]
+	x.posts, x.posted = c.announcers.add(x, names[0], c.trackersOf(x)), names[0]
+}
+
+// trackersOf are those that x is announced to now.
+func (c *Client) trackersOf(x *exchange) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if x.trackers == nil || c.trackers == nil {
+		return x.trackers
+	}
+	return c.trackers
+}
+
+// Retrack announces to other trackers from now on. It implements layers.Swarm.
+func (c *Client) Retrack(trackers []string) {
+	c.retracking.Lock()
+	defer c.retracking.Unlock()
+	trackers = append([]string{}, trackers...)
+	c.mu.Lock()
+	c.trackers = trackers
+	c.mu.Unlock()
+	for _, x := range c.all() { // who comes now has the new ones
+		if x.trackers != nil {
+			c.retrack(x, trackers)
+		}
+	}
+	c.announcers.keep(trackers)
+}
+
+// retrack says goodbye to the trackers of x that are not among those given, and announces
+// it to those that are new.
+func (c *Client) retrack(x *exchange, trackers []string) {
+	x.announcing.Lock()
+	defer x.announcing.Unlock()
+	if x.posts == nil {
+		return // not published yet, or not any more
+	}
+	kept := []*post{}
+	fresh := slices.Clone(trackers)
+	for _, p := range x.posts {
+		if at := slices.Index(fresh, p.of.url); at >= 0 {
+			fresh = slices.Delete(fresh, at, at+1)
+			kept = append(kept, p)
+		} else {
+			p.remove()
+		}
+	}
+	x.mu.Lock()
+	maps.DeleteFunc(x.whole, func(tracker string, _ int) bool { return !slices.Contains(trackers, tracker) })
+	x.mu.Unlock()
+	x.posts = append(kept, c.announcers.add(x, x.posted, fresh)...)
 }
 
 // completed announces that the blob is whole here.
