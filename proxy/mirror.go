@@ -52,6 +52,9 @@ type Config struct {
 	Swarm layers.Swarm
 	// Seeders are those there are at the start; there may be none. See SetSeeders.
 	Seeders []Seeder
+	// SeederIll, when set, is called when a seeder does not answer any more: it may have
+	// moved. It must not wait.
+	SeederIll func()
 	// Registries are asked when no seeder can be.
 	Registries registry.Upstream
 	// DefaultRegistry is that of requests which name none.
@@ -99,6 +102,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 	}
 	m.grants.OnAnswer = cfg.Metrics.authorized
 	m.seeders = newSeeders(ctx, &m.running, cfg.Seeders, cfg.Log)
+	m.seeders.onIll = cfg.SeederIll
 	m.upstream = &failover{m.seeders, cfg.Registries, m.fellBack}
 	m.manifests = &registry.Manifests{Upstream: m.upstream, Store: cfg.Store, Grants: m.grants, Log: cfg.Log}
 	m.shared = layers.NewShared(cfg.Store, cfg.Swarm, m.seeders.trackers(), cfg.Log)

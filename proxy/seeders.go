@@ -30,6 +30,7 @@ type seeders struct {
 	ctx     context.Context
 	running *sync.WaitGroup
 	log     *slog.Logger
+	onIll   func() // nil = nobody wants to know
 
 	mu        sync.Mutex // guards all below
 	list      []Seeder   // replaced, never changed
@@ -111,6 +112,9 @@ func (s *seeders) failed(ctx context.Context, seeder Seeder, err error) (ill boo
 	if !known && member {
 		s.log.Warn("seeder is ill, pulls go on without it", "seeder", seeder.URL(), "err", err)
 		s.running.Go(func() { s.await(seeder) })
+		if s.onIll != nil {
+			s.onIll()
+		}
 	}
 	return true
 }

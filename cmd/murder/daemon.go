@@ -54,6 +54,9 @@ type daemon struct {
 	cli      *cli.Context
 	log      *slog.Logger
 
+	seederTLS *seederTLS                      // how trackers, and a mirror's seeders, are connected to
+	beside    func(ctx context.Context) error // what a daemon does beside its part, until ctx ends; nil = nothing
+
 	part atomic.Pointer[part] // nil until it has been opened
 
 	// ctx ends after the last answer has been sent or cut; what a daemon
@@ -73,7 +76,7 @@ type part interface {
 
 // openDaemon takes what a daemon needs of the host.
 func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
-	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry()}
+	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry(), seederTLS: new(seederTLS)}
 	d.upload, d.download = layers.NewLimiter(rateFlag(c, "upload-limit")), layers.NewLimiter(rateFlag(c, "download-limit"))
 	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(c.Context))
 	defer func() {
@@ -130,10 +133,11 @@ func (d *daemon) openSwarm() (*swarm.Client, error) {
 	cfg := swarm.Config{
 		Listener: peers, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
 		Zone: d.cli.String("zone"), Version: buildVersion(), Log: d.log,
-		Upload: d.upload, Download: d.download,
+		Upload: d.upload, Download: d.download, DialTLS: d.seederTLS.dial,
 	}
 	if d.tls != nil {
-		cfg.Listener, cfg.Dial, cfg.DialTLS = d.tls.PeerListener(peers), d.tls.DialPeer, d.tls.DialHTTPS
+		cfg.Listener, cfg.Dial = d.tls.PeerListener(peers), d.tls.DialPeer
+		d.seederTLS.identity = d.tls
 	}
 	return swarm.Open(cfg)
 }
@@ -153,6 +157,9 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 		"tls", d.tls != nil, "data_dir", d.dataDir, "version", buildVersion())
 	group, ctx := errgroup.WithContext(d.cli.Context)
 	group.Go(func() error { return p.Run(ctx) })
+	if d.beside != nil {
+		group.Go(func() error { return d.beside(ctx) })
+	}
 	group.Go(func() error {
 		if err := server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)

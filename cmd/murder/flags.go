@@ -18,7 +18,7 @@ import (
 // mirrorFlags are the flags of `murder mirror`.
 func mirrorFlags() []cli.Flag {
 	return append([]cli.Flag{
-		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable; the first that answers is used)", checkHTTPURL),
+		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable), or of several: a HOST with several addresses, or srv+http://NAME for SRV records _murder._tcp.NAME; names are looked up again and again", checkSeeder),
 		textOf("host-name", "", "`NAME` by which the fleet knows this host (default: the system's)", checkHostName),
 		listOf("label", "`KEY=VALUE` that orders to the fleet may ask for (repeatable)", checkLabel),
 		allowHostFlag(),

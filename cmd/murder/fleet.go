@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -53,6 +52,13 @@ func (m *member) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// follow has m hold links to those seeders.
+func (m *member) follow(list []fleet.Seeder) {
+	if m.agent != nil {
+		m.agent.SetSeeders(list)
+	}
+}
+
 // member makes the mirror a host of its seeders' fleet. A host without a name of use is
 // none, but pulls go on.
 func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
@@ -69,17 +75,6 @@ func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
 		return nil, usagef(d.cli, "%v", err)
 	}
 	a := &fleet.Agent{Member: who, Carry: carrier{mirror}.carry, Log: d.log}
-	for _, text := range listFlag(d.cli, "seeder") {
-		u, err := url.Parse(text)
-		if err != nil {
-			return nil, fmt.Errorf("seeder %q: %w", text, err)
-		}
-		s := fleet.Seeder{URL: u}
-		if d.tls != nil {
-			s.DialTLS = d.tls.DialHTTPS
-		}
-		a.Seeders = append(a.Seeders, s)
-	}
 	d.registerAgent(a)
 	m.agent = a
 	return m, nil

@@ -1,15 +1,14 @@
 package main
 
 import (
-	"fmt"
+	"context"
 	"net/http"
-	"net/url"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/proxy"
 	"github.com/murderp2p/murder/registry"
-	"github.com/murderp2p/murder/seeder"
+	"github.com/murderp2p/murder/seeder/roster"
 )
 
 func mirrorCommand() *cli.Command {
@@ -31,13 +30,19 @@ func runMirror(c *cli.Context) error {
 		d.close()
 		return err
 	}
-	seeders, err := d.seederClients(upstreams.Allow)
+	found, err := d.openRoster()
+	if err != nil {
+		d.close()
+		return err
+	}
+	seeders := &seeders{allow: upstreams.Allow, tls: d.seederTLS}
+	clients, links, err := seeders.of(found.Seeders())
 	if err != nil {
 		d.close()
 		return err
 	}
 	mirror := proxy.Open(d.ctx, proxy.Config{
-		Store: d.store, Swarm: d.swarm, Seeders: seeders,
+		Store: d.store, Swarm: d.swarm, Seeders: clients, SeederIll: found.Look,
 		Registries:      registry.NewClient(upstreams),
 		DefaultRegistry: c.String("default-registry"),
 		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
@@ -48,6 +53,18 @@ func runMirror(c *cli.Context) error {
 	if err != nil {
 		d.close()
 		return err
+	}
+ 	member.follow(links)
+	d.beside = func(ctx context.Context) error {
+		return found.Run(ctx, func(now []roster.Seeder) {
+			clients, links, err := seeders.of(now)
+			if err != nil {
+				d.log.Error("seeders not changed", "err", err)
+				return
+			}
+			mirror.SetSeeders(clients)
+			member.follow(links)
+		})
 	}
 	return d.run(member, func(w http.ResponseWriter, r *http.Request) {
 		health := []seederStatus{}
@@ -69,21 +86,4 @@ func pinsOf(mirror *proxy.Mirror) []pinStatus {
 		pins = append(pins, pin)
 	}
 	return pins
-}
-
-// seederClients ask the seeders of --seeder, about registries that are allowed.
-func (d *daemon) seederClients(allow []string) ([]proxy.Seeder, error) {
-	var clients []proxy.Seeder
-	for _, text := range listFlag(d.cli, "seeder") {
-		u, err := url.Parse(text)
-		if err != nil {
-			return nil, fmt.Errorf("seeder %q: %w", text, err)
-		}
-		cfg := seeder.ClientConfig{URL: u, Allow: allow}
-		if d.tls != nil {
-			cfg.DialTLS = d.tls.DialHTTPS
-		}
-		clients = append(clients, seeder.NewClient(cfg))
-	}
-	return clients, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/cmd/murder/mtls"
+	"github.com/murderp2p/murder/seeder/roster"
 )
 
 // tlsFlagNames are the flags of [tlsFlags] in the order in which people are told of them.
@@ -59,8 +60,8 @@ func (d *daemon) openTLS() error {
 		return err
 	}
 	for _, url := range listFlag(d.cli, "seeder") {
-		if !strings.HasPrefix(url, "https://") {
-			return usagef(d.cli, "invalid value %q for --seeder: with --tls-ca it is written as https://HOST:PORT", url)
+		if name, err := roster.Parse(url); err == nil && !name.TLS() {
+			return usagef(d.cli, "invalid value %q for --seeder: with --tls-ca it is written as https://HOST:PORT or srv+https://NAME", url)
 		}
 	}
 	d.tls = id

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -38,12 +39,13 @@ var ErrHopeless = errors.New("another attempt would fail as well")
 // Agent is a mirror's side: it holds a link to each seeder, and carries orders out, each
 // once, however many seeders tell of it.
 type Agent struct {
-	Member  Member
-	Seeders []Seeder
-	Carry   Carry
-	Log     *slog.Logger
+	Member Member
+	Carry  Carry
+	Log    *slog.Logger
 
 	mu      sync.Mutex // guards what follows
+	seeders []Seeder
+	moved   chan struct{} // closed when seeders are others than they were; nil = nobody looks
 	tasks   []*task    // the oldest first
 	uplinks map[*uplink]bool
 	results map[State]int64 // how many orders ended so
@@ -67,13 +69,54 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer group.Wait()
 	places := make(chan struct{}, maxAtOnce)
 	start := func(t *task) {
+		t.ctx, t.cancel = context.WithTimeout(ctx, min(time.Duration(t.order.Left), maxLifetime))
 		group.Go(func() { a.work(t, places) })
 	}
-	for _, s := range a.Seeders {
-		group.Go(func() { a.hold(ctx, s, start) })
+	held := make(map[string]context.CancelFunc) // by the seeder's URL
+	for ctx.Err() == nil {
+		list, moved := a.now()
+		gone := maps.Clone(held)
+		for _, s := range list {
+			url := s.URL.String()
+			delete(gone, url)
+			if held[url] == nil {
+				linked, cancel := context.WithCancel(ctx)
+				held[url] = cancel
+				group.Go(func() { a.hold(linked, s, start) })
+			}
+		}
+		for url, cancel := range gone {
+			cancel()
+			delete(held, url)
+		}
+		select {
+		case <-ctx.Done():
+		case <-moved:
+		}
 	}
-	<-ctx.Done()
 	return nil
+}
+
+// SetSeeders says to whom links are to be held. What one has ordered is carried out also
+// when it is not among them any more.
+func (a *Agent) SetSeeders(list []Seeder) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seeders = list
+	if a.moved != nil {
+		close(a.moved)
+		a.moved = nil
+	}
+}
+
+// now is to whom links are to be held, until moved is closed.
+func (a *Agent) now() (list []Seeder, moved <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.moved == nil {
+		a.moved = make(chan struct{})
+	}
+	return a.seeders, a.moved
 }
 
 // Links is how many seeders the host holds a link to.
@@ -92,7 +135,7 @@ func (a *Agent) Results(s State) int64 {
 
 // ordered takes in an order, which may be known: then it is told how that goes, and
 // what is new of it is the credentials.
-func (a *Agent) ordered(ctx context.Context, u *uplink, o Order, start func(*task)) {
+func (a *Agent) ordered(u *uplink, o Order, start func(*task)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	t := a.task(o.ID)
@@ -101,7 +144,6 @@ func (a *Agent) ordered(ctx context.Context, u *uplink, o Order, start func(*tas
 			return // it holds for longer than we are this busy, or is told of again
 		}
 		t = &task{begun: time.Now(), fresh: make(chan struct{}, 1), order: o}
-		t.ctx, t.cancel = context.WithTimeout(ctx, min(time.Duration(o.Left), maxLifetime))
 		t.report = Report{Order: o.ID, Progress: Progress{State: Waiting}}
 		a.tasks = append(a.tasks, t)
 		a.Log.Info("prefetch ordered", "order", o.ID, "images", len(o.Images), "seeder", u.seeder.URL.Redacted())

@@ -125,7 +125,7 @@ func newHost(t testing.TB, m Member, carry Carry, seeders ...*testFleet) *testHo
 		return carry(ctx, o, say)
 	}}
 	for _, f := range seeders {
-		h.Seeders = append(h.Seeders, f.seeder())
+		h.seeders = append(h.seeders, f.seeder())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -215,7 +215,7 @@ func TestHostileSeeder(t *testing.T) {
 		}
 	}()
 	ctx, cancel := context.WithCancel(t.Context())
-	a := &Agent{Member: named("h"), Seeders: []Seeder{{URL: &url.URL{Scheme: "http", Host: l.Addr().String()}}}, Log: testLog(t),
+	a := &Agent{Member: named("h"), seeders: []Seeder{{URL: &url.URL{Scheme: "http", Host: l.Addr().String()}}}, Log: testLog(t),
 		Carry: func(context.Context, Order, func(Progress)) error { t.Error("carried out nonsense"); return nil }}
 	ended := make(chan struct{})
 	go func() { defer close(ended); a.Run(ctx) }()

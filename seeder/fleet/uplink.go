@@ -104,7 +104,7 @@ func (a *Agent) link(ctx context.Context, s Seeder, start func(*task)) (up bool,
 		case m.Bye != "":
 			return &refusedLink{m.Bye, otherWait}
 		case m.Order != nil:
-			a.ordered(ctx, u, *m.Order, start)
+			a.ordered(u, *m.Order, start)
 		case m.Cancel != "":
 			a.cancelled(m.Cancel)
 		}

@@ -21,8 +21,14 @@ func (id *Identity) DialHTTPS(ctx context.Context, network, addr string) (net.Co
 	if err != nil {
 		return nil, err
 	}
+	return id.DialHTTPSAs(ctx, network, addr, host)
+}
+
+// DialHTTPSAs connects to a seeder whose certificate must be for name, a DNS name or an
+// IP address, wherever addr is.
+func (id *Identity) DialHTTPSAs(ctx context.Context, network, addr, name string) (net.Conn, error) {
 	config := id.now().asks.Clone()
-	config.ServerName = host
+	config.ServerName = name
 	return id.dial(ctx, network, addr, config)
 }
 

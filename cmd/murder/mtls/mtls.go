@@ -7,8 +7,8 @@
 //
 //   - the seeder's HTTPS ([Identity.HTTPS]), which also lets in who shows no
 //     certificate, since probes have none: [Identified] tells them apart;
-//   - the connections to it ([Identity.DialHTTPS]), on which the seeder's name or
-//     address must be in its certificate;
+//   - the connections to it ([Identity.DialHTTPS]), on which the name or address by
+//     which the operator knows it must be in its certificate;
 //   - the BitTorrent wire ([Identity.PeerListener], [Identity.DialPeer]), where no
 //     name is looked at, as peers know each other by address only, and a host's
 //     may change.
