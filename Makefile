@@ -130,6 +130,14 @@ DURATION := 10m
 soak: ## faults at random on one fleet, as root, for DURATION; SEED=n replays the draws of a run
 	MURDER_SOAK=$(DURATION) MURDER_SOAK_SEED=$(SEED) go test -count=1 -timeout 24h -v -run '^TestSoak$$' ./integration | grep -E 'chaos: |^ *---|^(ok|FAIL|panic)|_test.go:' | sed 's/^.*chaos: //'
 
+.PHONY: bench-seeders
+bench-seeders: ## with three seeders: registry fetches a blob, and how long pulls wait when the preferred one is killed
+	$(BENCH) '^TestBenchSeeders$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
+.PHONY: bench-push
+bench-push: ## seconds from the end of a push of 500 MB until the seeder has all metainfo
+	$(BENCH) '^TestBenchPush$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
 .PHONY: bench-tracker
 bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer
 	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'

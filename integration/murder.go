@@ -56,6 +56,7 @@ type daemonConfig struct {
 	Certs    *certs   // TLS between murders, when not nil
 	Peers    string   // --peer-listen; likewise
 	Flags    []string // any others
+	Env      []string // added to the environment
 
 	On *netlab.Machine // whose network it has; nil is the test's own
 }
@@ -120,7 +121,7 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 		args = append([]string{"sh", "-c", mount, cfg.DataDir}, args...)
 	}
 	args = append(cfg.Through, args...)
-	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, OwnMounts: cfg.DiskSize != "", On: cfg.On})
+	p := startProcess(t, processConfig{Name: "murder " + role, Args: args, Env: cfg.Env, OwnMounts: cfg.DiskSize != "", On: cfg.On})
 	var listening struct {
 		Msg      string `json:"msg"`
 		Addr     string `json:"addr"`

@@ -86,6 +86,24 @@ func (r *testRegistry) Restart(t testing.TB) {
 	r.Revive(t)
 }
 
+// Notify starts the registry anew, to tell a URL of what is pushed, with a header
+// "Name: value" if there is one.
+func (r *testRegistry) Notify(t testing.TB, url, header string) {
+	t.Helper()
+	config, err := os.ReadFile(r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers := ""
+	if name, value, ok := strings.Cut(header, ": "); ok {
+		headers = fmt.Sprintf("%s: [%q]", name, value)
+	}
+	writeFile(t, r.config, string(config)+fmt.Sprintf(
+		"notifications:\n  endpoints:\n  - {name: murder, url: %q, headers: {%s}, timeout: 5s, threshold: 3, backoff: 1s}\n", url, headers))
+	r.Crash()
+	r.Restart(t)
+}
+
 // registryYAML is the registry's configuration file.
 func registryYAML(t testing.TB, root string, cfg registryConfig) string {
 	t.Helper()

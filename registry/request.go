@@ -148,6 +148,9 @@ func parseEnd(path string) (Request, string, error) {
 	return Request{}, "", newError(http.StatusNotFound, CodeUnsupported, "no such endpoint: %q", clip(path))
 }
 
+// IsTag tells whether s can be a tag.
+func IsTag(s string) bool { return tagGrammar.MatchString(s) }
+
 // ParseRepository checks host and name. Names of Docker Hub without a slash
 // get their library/, as the engines do it.
 func ParseRepository(host, name string) (Repository, error) {

@@ -7,3 +7,6 @@ func (s *Seeder) SetSlow(after time.Duration) { s.origin.slowAfter = after }
 
 // SetMaxFetches bounds the blobs that are being fetched.
 func (s *Seeder) SetMaxFetches(n int) { s.origin.maxFetches = n }
+
+// SetWarmPause is the pause before a push is tried to be fetched once more.
+func (s *Seeder) SetWarmPause(pause time.Duration) { s.warmer.pause = pause }

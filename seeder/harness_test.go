@@ -90,6 +90,7 @@ type testSeeder struct {
 	server   *httptest.Server
 	client   *seeder.Client
 	requests atomic.Int64
+	metrics  *prometheus.Registry
 
 	end  sync.Once
 	stop func()
@@ -102,7 +103,12 @@ func newSeeder(t testing.TB, up ...*registrytest.Upstream) *testSeeder {
 
 func newSeederIn(t testing.TB, dir string, up ...*registrytest.Upstream) *testSeeder {
 	t.Helper()
-	s := new(testSeeder)
+	return newSeederWith(t, dir, func(*seeder.Config) {}, up...)
+}
+
+func newSeederWith(t testing.TB, dir string, set func(*seeder.Config), up ...*registrytest.Upstream) *testSeeder {
+	t.Helper()
+	s := &testSeeder{metrics: prometheus.NewRegistry()}
 	var hosts []string
 	for _, u := range up {
 		hosts = append(hosts, u.Host)
@@ -119,12 +125,15 @@ func newSeederIn(t testing.TB, dir string, up ...*registrytest.Upstream) *testSe
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s.Seeder = seeder.Open(ctx, seeder.Config{
+	cfg := seeder.Config{
 		Store: s.store, Swarm: s.swarm, DefaultRegistry: up[0].Host,
 		Upstream: registrytest.Client(hosts...),
 		TagTTL:   time.Hour, AuthTTL: time.Hour, AuthGrace: time.Hour,
-		Metrics: seeder.NewMetrics(prometheus.NewRegistry()), Log: testLog(t),
-	})
+		Metrics: seeder.NewMetrics(s.metrics), Log: testLog(t),
+	}
+	set(&cfg)
+	s.Seeder = seeder.Open(ctx, cfg)
+	s.SetWarmPause(10 * time.Millisecond)
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := s.Run(ctx); err != nil {

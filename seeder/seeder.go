@@ -24,6 +24,7 @@ import (
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/seeder/fleet"
+	"github.com/murderp2p/murder/seeder/pushes"
 	"github.com/murderp2p/murder/seeder/tracker"
 )
 
@@ -42,6 +43,15 @@ type Config struct {
 	// AuthTTL and AuthGrace are for how long a registry's leave holds, and
 	// holds while the registry is away.
 	AuthTTL, AuthGrace time.Duration
+	// Allow lists the registries of which events are heeded, as registry.ParsePattern
+	// returns them; none = any. Upstream has a list of its own.
+	Allow []string
+	// Self are the seeder's own credentials, with which it fetches what was pushed; nil =
+	// what anybody may have.
+	Self Self
+	// Watch lists what registries are asked for each WatchEvery.
+	Watch      []pushes.Pattern
+	WatchEvery time.Duration
 	// Upload and Download hold what goes out and comes in over HTTP to a
 	// rate; nil does not.
 	Upload, Download *rate.Limiter
@@ -62,6 +72,7 @@ type Seeder struct {
 	shared  *layers.Shared
 	tracker *tracker.Tracker
 	fleet   *fleet.Fleet
+	warmer  *warmer
 	pulls   *registry.Handler
 	mux     *http.ServeMux // of all else
 }
@@ -77,6 +88,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 		store: cfg.Store, grants: s.grants, origin: s.origin, upstream: cfg.Upstream, upload: cfg.Upload,
 		manifests: &registry.Manifests{Upstream: cfg.Upstream, Store: cfg.Store, Grants: s.grants, TagTTL: cfg.TagTTL, Log: cfg.Log},
 	}
+	s.warmer = newWarmer(s, cfg.Self)
 	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})
 	s.fleet = fleet.New(fleet.Config{Resolve: s.resolve, Credentials: cfg.FleetCredentials, File: cfg.FleetFile, Log: cfg.Log})
 	s.pulls = &registry.Handler{Backend: s.backend, DefaultHost: cfg.DefaultRegistry, Sent: s.origin.ledger.Served, Log: cfg.Log}
@@ -87,6 +99,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 func (s *Seeder) routes() {
 	s.mux = http.NewServeMux()
 	s.mux.HandleFunc("GET /v1/torrents/{digest}", s.serveTorrent)
+	s.mux.HandleFunc("POST /v1/events", s.serveEvents)
 	s.mux.HandleFunc("GET /announce", s.tracker.ServeAnnounce)
 	s.mux.HandleFunc("GET /scrape", s.tracker.ServeScrape)
 	s.fleet.Routes(s.mux)
@@ -107,13 +120,18 @@ func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// Run seeds what the store holds already and keeps tracker and fleet, until ctx
-// ends.
+// Run seeds what the store holds already, fetches what is pushed and keeps tracker and
+// fleet, until ctx ends.
 func (s *Seeder) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.tracker.Run(ctx) })
 	group.Go(func() error { return s.shared.All(ctx) })
 	group.Go(func() error { return s.fleet.Run(ctx) })
+	group.Go(func() error { return s.warmer.run(ctx) })
+	for _, pattern := range s.cfg.Watch {
+		watch := &pushes.Watch{Pattern: pattern, Registry: s.warmer, Every: s.cfg.WatchEvery, Found: s.warmer.add, Log: s.cfg.Log}
+		group.Go(func() error { return watch.Run(ctx) })
+	}
 	return group.Wait()
 }
 

@@ -23,6 +23,7 @@ import (
 type credentials struct {
 	keychain authn.Keychain
 	insecure []string // registries whose token servers may be given credentials without TLS
+	strict   bool     // no others may, be they on this machine or in this network
 	http     *http.Client
 
 	mu      sync.Mutex         // guards answers, not what it points at
@@ -141,7 +142,7 @@ func (k *credentials) exchange(ctx context.Context, img image, cfg *authn.AuthCo
 		c.Scope = img.ref.Context().Scope("pull")
 	}
 	// The challenge has come through the mirror, without TLS. It must not talk the user's secrets into the clear.
-	plain := cfg.Username+cfg.IdentityToken == "" || img.ref.Context().Scheme() == "http" || slices.Contains(k.insecure, img.registry())
+	plain := cfg.Username+cfg.IdentityToken == "" || !k.strict && img.ref.Context().Scheme() == "http" || slices.Contains(k.insecure, img.registry())
 	if cfg.IdentityToken != "" {
 		return k.refresh(ctx, cfg.IdentityToken, c, plain)
 	}

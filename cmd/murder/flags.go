@@ -33,7 +33,7 @@ func mirrorFlags() []cli.Flag {
 
 // seederFlags are the flags of `murder seeder`.
 func seederFlags() []cli.Flag {
-	return append(daemonFlags(daemonDefaults{
+	return append(append(daemonFlags(daemonDefaults{
 		listen:      ":7070",
 		peerListen:  ":7071",
 		dataDir:     "/var/lib/murder/seeder",
@@ -41,7 +41,7 @@ func seederFlags() []cli.Flag {
 		connections: "65536", // each mirror keeps one or two
 	}),
 		durationOf("tag-ttl", "2s", "`DURATION` for which the registry's answer about a tag is given to all who ask"),
-	)
+	), pushFlags()...)
 }
 
 // daemonDefaults are the defaults in which the two daemons differ.

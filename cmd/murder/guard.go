@@ -62,6 +62,13 @@ func (d *daemon) upstreams() (registry.ClientConfig, error) {
 		}
 		near = append(near, byDefault)
 	}
+	watches, err := d.watches()
+	if err != nil {
+		return registry.ClientConfig{}, err
+	}
+	for _, watch := range watches {
+		near = append(near, watch.Repo.Host)
+	}
 	if len(allow) > 0 { // who names a registry for another purpose means it to be asked
 		allow = slices.Concat(near, d.insecure)
 	}
@@ -81,11 +88,14 @@ func (d *daemon) openGate() (*gate.Gate, error) {
 	if d.role == "seeder" && d.tls != nil {
 		g.Identified = mtls.Identified
 	}
+	var err error
+	if g.Events, err = eventsToken(d.cli); err != nil {
+		return nil, err
+	}
 	file := d.cli.String("api-token-file")
 	if file == "" {
 		return g, nil
 	}
-	var err error
 	if g.Token, err = gate.OpenToken(file); err != nil {
 		return nil, fmt.Errorf("--api-token-file: %w", err)
 	}

@@ -54,7 +54,7 @@ func runMirror(c *cli.Context) error {
 		d.close()
 		return err
 	}
- 	member.follow(links)
+	member.follow(links)
 	d.beside = func(ctx context.Context) error {
 		return found.Run(ctx, func(now []roster.Seeder) {
 			clients, links, err := seeders.of(now)

@@ -64,7 +64,7 @@ func TestSeederIsWhoTheOperatorNamed(t *testing.T) {
 		{serve("host7.test", "127.0.0.1"), "seeder.test", "not seeder.test"},
 		{serve("127.0.0.1"), "", ""},
 	} {
-		clients, err := list.of([]roster.Seeder{{URL: c.at.String(), Name: c.name}})
+		clients, _, err := list.of([]roster.Seeder{{URL: c.at.String(), Name: c.name}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/urfave/cli/v2"
@@ -30,12 +31,19 @@ func runSeeder(c *cli.Context) error {
 		d.close()
 		return err
 	}
+	watches, err := d.watches()
+	if err != nil {
+		d.close()
+		return err
+	}
 	origin := seeder.Open(d.ctx, seeder.Config{
 		Store: d.store, Swarm: d.swarm,
 		Upstream:        registry.NewClient(upstreams),
 		DefaultRegistry: c.String("default-registry"),
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
+		Allow: upstreams.Allow, Self: selfFrom(newCredentials(d.insecure)),
+		Watch: watches, WatchEvery: flagValue[time.Duration](c, "watch-interval"),
 		Upload: d.upload, Download: d.download,
 		// Without certificates whoever reaches the port can say that it is a host.
 		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,

@@ -46,7 +46,7 @@ type Agent struct {
 	mu      sync.Mutex // guards what follows
 	seeders []Seeder
 	moved   chan struct{} // closed when seeders are others than they were; nil = nobody looks
-	tasks   []*task    // the oldest first
+	tasks   []*task       // the oldest first
 	uplinks map[*uplink]bool
 	results map[State]int64 // how many orders ended so
 }

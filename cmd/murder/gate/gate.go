@@ -39,6 +39,9 @@ type Gate struct {
 	// Token is what callers of the own API show; nil = none is needed, and
 	// none helps, but they must be on this machine.
 	Token *Token
+	// Events is what registries show that tell of pushes, at [EventsPath]; then they
+	// need no certificate. nil = nothing but what others need.
+	Events *Token
 	// Identified tells of a request whether it comes from one of the fleet, which
 	// alone may ask for more than health and metrics; nil = all may.
 	Identified func(*http.Request) bool
@@ -48,6 +51,9 @@ type Gate struct {
 // bodyTime is how long a body may take that is of no use here. Go's server
 // reads on after the answer, to use the connection again.
 const bodyTime = 30 * time.Second
+
+// EventsPath is where a seeder is told of pushes.
+const EventsPath = "/v1/events"
 
 // open are for load balancers and Prometheus, which ask by names of all kinds.
 func open(path string) bool {
@@ -80,38 +86,44 @@ func (g *Gate) judge(r *http.Request, path string, own bool) error {
 		return refusal(http.StatusBadRequest, registry.CodeUnsupported, "a %s has no body", r.Method)
 	case open(path):
 		return nil
+	case g.Events != nil && path == EventsPath:
+		return g.admit(r, g.Events, "--events-token-file")
 	case g.Identified != nil && !g.Identified(r):
 		return refusal(http.StatusForbidden, registry.CodeDenied, "only who shows a certificate of this fleet's CA is answered; murder's flags for it are --tls-cert, --tls-key and --tls-ca")
 	case !g.known(r.Host):
 		return refusal(http.StatusForbidden, registry.CodeDenied,
 			"this mirror does not go by the name %.80q; if it should, start it with --allow-host, or ask it by its IP address", hostOf(r.Host))
-	case (own || registry.IsPull(path)) && crossSite(r):
+	case (own || registry.IsPull(path) || path == EventsPath) && crossSite(r):
 		return refusal(http.StatusForbidden, registry.CodeDenied, "this is not for pages of other sites")
+	case own && g.Token == nil:
+		return near(r)
 	case own:
-		return g.admit(r)
+		return g.admit(r, g.Token, "--api-token-file")
 	default:
 		return nil
 	}
 }
 
-// admit judges a request to the own API.
-func (g *Gate) admit(r *http.Request) error {
-	if g.Token == nil {
-		if onThisMachine(r) {
-			return nil
-		}
-		return refusal(http.StatusForbidden, registry.CodeDenied,
-			"%s is answered on this host itself only; for others start the daemon with --api-token-file, and name the same token to murder's commands", r.URL.Path)
+// near judges a request to the own API of a daemon without a token.
+func near(r *http.Request) error {
+	if onThisMachine(r) {
+		return nil
 	}
-	shown, err := g.Token.shown(r)
+	return refusal(http.StatusForbidden, registry.CodeDenied,
+		"%s is answered on this host itself only; for others start the daemon with --api-token-file, and name the same token to murder's commands", r.URL.Path)
+}
+
+// admit judges a request for which a token must be shown, that in the file of a flag.
+func (g *Gate) admit(r *http.Request, token *Token, flag string) error {
+	shown, err := token.shown(r)
 	if err != nil {
-		g.Log.Error("token of the API cannot be read", "err", err)
-		return refusal(http.StatusInternalServerError, registry.CodeUnavailable, "the daemon cannot read its --api-token-file; its log says why")
+		g.Log.Error("token of the API cannot be read", "flag", flag, "err", err)
+		return refusal(http.StatusInternalServerError, registry.CodeUnavailable, "the daemon cannot read its %s; its log says why", flag)
 	}
 	if shown {
 		return nil
 	}
-	e := refusal(http.StatusUnauthorized, registry.CodeUnauthorized, "%s needs the token of the daemon's --api-token-file; murder's commands take it from theirs", r.URL.Path)
+	e := refusal(http.StatusUnauthorized, registry.CodeUnauthorized, "%s needs the token of the daemon's %s, as in Authorization: Bearer TOKEN; murder's commands take it from a flag of that name", r.URL.Path, flag)
 	e.Header = http.Header{"Www-Authenticate": {`Bearer realm="murder"`}}
 	return e
 }

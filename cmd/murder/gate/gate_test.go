@@ -297,3 +297,37 @@ func TestWhoShowsNoCertificate(t *testing.T) {
 		}
 	}
 }
+
+// Who tells of pushes shows the token for that, if there is one, and needs nothing else;
+// it opens nothing else either.
+func TestEvents(t *testing.T) {
+	g := newGate(t, false)
+	g.Own = func(string) bool { return false } // a seeder's
+	g.Names = nil
+	post := func(headers ...string) int {
+		return ask(g, http.MethodPost, EventsPath, append(headers, "From: 10.0.0.9:4711")...).Code
+	}
+	if got := post(); got != 200 {
+		t.Errorf("without any token: %d", got)
+	}
+	if got := post("Origin: https://evil.example", "Sec-Fetch-Site: cross-site"); got != 403 {
+		t.Errorf("a page of another site: %d, want 403", got)
+	}
+	g.Identified = func(*http.Request) bool { return false }
+	if got := post(); got != 403 {
+		t.Errorf("a fleet with certificates, none shown: %d, want 403", got)
+	}
+	g.Events = &Token{writeToken(t, secret)}
+	for headers, want := range map[string]int{"": 401, "Authorization: Bearer no": 401, "Authorization: Bearer " + secret: 200} {
+		if got := post(headers); got != want {
+			t.Errorf("%q: %d, want %d", headers, got, want)
+		}
+	}
+	if got := ask(g, http.MethodGet, "/announce", "Authorization: Bearer "+secret).Code; got != 403 {
+		t.Errorf("another path with the token: %d, want 403", got)
+	}
+	g.Identified = func(*http.Request) bool { return true }
+	if got := post(); got != 401 {
+		t.Errorf("a certificate in the token's place: %d, want 401", got)
+	}
+}

@@ -1,0 +1,205 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// seeders are a registry, seeders beside it, and mirrors that name them in different
+// orders.
+type seederFleet struct {
+	Registry *testRegistry
+	Seeders  []*daemon
+	Mirrors  []*daemon
+	config   daemonConfig // of the seeders
+}
+
+func startSeederFleet(t testing.TB, seeders, mirrors int, flags ...string) *seederFleet {
+	t.Helper()
+	f := &seederFleet{Registry: startRegistry(t, registryConfig{})}
+	f.config = daemonConfig{Insecure: []string{f.Registry.Addr}, Default: f.Registry.Addr, Flags: flags}
+	var urls []string
+	for range seeders {
+		s := startSeeder(t, f.config)
+		f.Seeders = append(f.Seeders, s)
+		urls = append(urls, s.URL())
+	}
+	for i := range mirrors {
+		cfg := f.config
+		cfg.Flags = nil
+		cfg.Seeders = slices.Concat(urls[i%seeders:], urls[:i%seeders])
+		f.Mirrors = append(f.Mirrors, startMirror(t, cfg))
+	}
+	return f
+}
+
+// preferred is the seeder that has begun to fetch since before was noted.
+func (f *seederFleet) preferred(t testing.TB, before []float64) (int, bool) {
+	for i, n := range f.fetched(t) {
+		if n > before[i] {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// fetched is what each seeder has had of the registry, in bytes.
+func (f *seederFleet) fetched(t testing.TB) (bytes []float64) {
+	for _, s := range f.Seeders {
+		bytes = append(bytes, s.Metrics(t).Sum("murder_received_bytes_total", `from="upstream"`))
+	}
+	return bytes
+}
+
+// restart brings a seeder back that was killed, with an empty folder.
+func (f *seederFleet) restart(t testing.TB, i int) {
+	t.Helper()
+	cfg := f.config
+	cfg.Listen, cfg.Peers = f.Seeders[i].Addr, f.Seeders[i].PeerAddr
+	f.Seeders[i] = startSeeder(t, cfg)
+}
+
+// pullAll pulls a blob by all mirrors at once. When one of the clients has had some bytes,
+// at is called. It returns the longest time that any client waited for bytes after that.
+func (f *seederFleet) pullAll(t testing.TB, blob blobInfo, some int64, at func()) (longest time.Duration) {
+	t.Helper()
+	var mu sync.Mutex // guards longest and happened
+	var happened time.Time
+	var once sync.Once
+	var pulling sync.WaitGroup
+	for _, m := range f.Mirrors {
+		pulling.Go(func() {
+			body, err := openBlob(t, m.Blob(f.Registry.Addr, "app", blob.Digest))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer body.Close()
+			verifier := blob.Digest.Verifier()
+			buf := make([]byte, 64<<10)
+			for got, last := int64(0), time.Now(); ; {
+				n, err := body.Read(buf)
+				verifier.Write(buf[:n])
+				got += int64(n)
+				if at != nil && got >= some {
+					once.Do(func() {
+						at()
+						mu.Lock()
+						happened = time.Now()
+						mu.Unlock()
+					})
+				}
+				mu.Lock()
+				if now := time.Now(); !happened.IsZero() {
+					longest = max(longest, now.Sub(later(last, happened)))
+				}
+				mu.Unlock()
+				last = time.Now()
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Errorf("pull of %s after %d bytes: %v", blob.Digest, got, err)
+					return
+				}
+			}
+			if !verifier.Verified() {
+				t.Errorf("pull of %s: wrong bytes", blob.Digest)
+			}
+		})
+	}
+	pulling.Wait()
+	return longest
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// pushBlob pushes an image of one layer, and returns that.
+func (f *seederFleet) pushBlob(t testing.TB, seed string, size int64) blobInfo {
+	t.Helper()
+	image, err := makeImage(newRoot(t), seed, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	push(t, f.Registry.Addr, "app:"+seed, image, nil)
+	return layerBlobs(t, image)[0]
+}
+
+func (f *seederFleet) gets(d digest.Digest) int { return f.Registry.BlobGets()[d] }
+
+// TestSeederDiesInMidBlob kills the seeder that fetches and seeds a blob while three hosts
+// pull it: the next takes over, and no host goes to the registry.
+func TestSeederDiesInMidBlob(t *testing.T) {
+	needs(t, "docker-registry")
+	f := startSeederFleet(t, 3, 3, "--upload-limit", "4MiB")
+	blob := f.pushBlob(t, "v1", 12<<20)
+	before := f.fetched(t)
+	f.pullAll(t, blob, 1<<20, func() {
+		i, ok := f.preferred(t, before)
+		if !ok {
+			t.Error("bytes came, and no seeder has fetched any")
+		}
+		f.Seeders[i].Kill()
+	})
+	if n := f.gets(blob.Digest); n != 2 {
+		t.Errorf("the registry was asked %d times for the blob, want once by each of two seeders", n)
+	}
+	for i, m := range f.Mirrors {
+		if n := m.Metrics(t).Sum("murder_received_bytes_total", `from="upstream"`); n > 0 {
+			t.Errorf("mirror %d had %.0f bytes of the registry", i, n)
+		}
+	}
+}
+
+// TestBenchSeeders measures, with three seeders, how often the registry sends a blob that
+// eight hosts pull at once, and for how long a client waits when the preferred seeder is
+// killed in mid-blob.
+func TestBenchSeeders(t *testing.T) {
+	needsBench(t)
+	needs(t, "docker-registry")
+	const blobs, rounds = 24, 20
+	shared := startSeederFleet(t, 3, 8)
+	var all []blobInfo
+	for i := range blobs {
+		all = append(all, shared.pushBlob(t, fmt.Sprint("shared", i), 2<<20))
+	}
+	var pulling sync.WaitGroup
+	for _, blob := range all {
+		pulling.Go(func() { shared.pullAll(t, blob, 0, nil) })
+	}
+	pulling.Wait()
+	most, sum := 0, 0
+	for _, blob := range all {
+		most, sum = max(most, shared.gets(blob.Digest)), sum+shared.gets(blob.Digest)
+	}
+	report(t, "%d blobs to 8 hosts by 3 seeders: the registry sent %d, each at most %d times", blobs, sum, most)
+
+	f := startSeederFleet(t, 3, 3, "--upload-limit", "8MiB")
+	var waits []float64
+	gets := 0
+	for round := range rounds {
+		blob := f.pushBlob(t, fmt.Sprint("round", round), 16<<20)
+		before, killed := f.fetched(t), 0
+		wait := f.pullAll(t, blob, 4<<20, func() {
+			killed, _ = f.preferred(t, before)
+			f.Seeders[killed].Kill()
+		})
+		waits = append(waits, wait.Seconds())
+		gets = max(gets, f.gets(blob.Digest))
+		f.restart(t, killed)
+	}
+	p50 := median(waits)
+	report(t, "the preferred seeder is killed in mid-blob: clients wait for %.2f s (p50 of %d rounds, the longest of 3 clients each), %.2f s at the most; the registry sent a blob at most %d times",
+		p50, rounds, waits[len(waits)-1], gets)
+}

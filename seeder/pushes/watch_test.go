@@ -1,0 +1,239 @@
+package pushes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/murderp2p/murder/registry"
+)
+
+func TestParsePattern(t *testing.T) {
+	for text, want := range map[string]string{
+		"reg.test/team/app":           "reg.test/team/app:*",
+		"reg.test:5000/team/app:v1.*": "reg.test:5000/team/app:v1.*",
+		"reg.test:5000/app":           "reg.test:5000/app:*",
+		"localhost:5000/app:latest":   "localhost:5000/app:latest",
+		"debian:12*":                  "docker.io/library/debian:12*",
+		"app:[0-9]*":                  "docker.io/library/app:[0-9]*",
+	} {
+		if p, err := ParsePattern(text, "docker.io"); err != nil || p.String() != want {
+			t.Errorf("ParsePattern(%q) = %v, %v; want %s", text, p, err, want)
+		}
+	}
+	if p, err := ParsePattern("team/app:v1", "reg.test:5000"); err != nil || p.String() != "reg.test:5000/team/app:v1" {
+		t.Errorf("of a default registry: %v, %v", p, err)
+	}
+	for _, text := range []string{"", ":v1", "reg.test/app:", "reg.test/App", "reg.test/app:v[", "reg.test/app:v 1", "reg.test/app@" + one, "reg.test/app:-x"} {
+		if p, err := ParsePattern(text, "docker.io"); err == nil {
+			t.Errorf("ParsePattern(%q) = %v, want an error", text, p)
+		}
+	}
+}
+
+func TestCompareTags(t *testing.T) {
+	want := []string{"2026-01-02", "2026-01-10", "v1", "v1.2", "v1.9", "v1.10", "v1.10-rc1", "v2", "v12345678901234567890124"}
+	got := slices.Clone(want)
+	slices.Reverse(got)
+	if slices.SortFunc(got, compareTags); !slices.Equal(got, want) {
+		t.Errorf("sorted: %v, want %v", got, want)
+	}
+}
+
+// tagged is a Registry of one repository, which gives its tags page by page.
+type tagged struct {
+	mu    sync.Mutex
+	tags  map[string]digest.Digest
+	fail  error
+	heads int
+	lists []time.Time
+}
+
+func (r *tagged) Head(_ context.Context, _ registry.Repository, tag string) (digest.Digest, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heads++
+	d, ok := r.tags[tag]
+	if !ok {
+		return "", &registry.Error{Status: http.StatusNotFound}
+	}
+	return d, nil
+}
+
+func (r *tagged) Tags(_ context.Context, _ registry.Repository, query url.Values) (*http.Response, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lists = append(r.lists, time.Now())
+	if r.fail != nil {
+		return nil, r.fail
+	}
+	var tags []string
+	for tag := range r.tags {
+		if tag > query.Get("last") {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	header := http.Header{}
+	if n, _ := strconv.Atoi(query.Get("n")); len(tags) > n {
+		tags = tags[:n]
+		header.Set("Link", fmt.Sprintf(`</v2/app/tags/list?last=%s&n=%d>; rel="next"`, tags[n-1], n))
+	}
+	body, err := json.Marshal(map[string]any{"name": "app", "tags": tags})
+	return &http.Response{Header: header, Body: io.NopCloser(strings.NewReader(string(body)))}, err
+}
+
+// asked returns when the registry was, and how often for one tag.
+func (r *tagged) asked() (lists []time.Time, heads int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.lists), r.heads
+}
+
+func (r *tagged) set(change func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change()
+}
+
+// watching runs a Watch each minute until the test ends. found returns what it has told
+// of since the last time, after the next look.
+func watching(t *testing.T, r *tagged, pattern string, take func(Push) bool) (found func() []string) {
+	p, err := ParsePattern(pattern, "reg.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var told []string
+	w := &Watch{Pattern: p, Registry: r, Every: time.Minute, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Found: func(p Push) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if !take(p) {
+			return false
+		}
+		told = append(told, p.Tag+"="+p.Digest.String()[7:8])
+		return true
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+	return func() []string {
+		time.Sleep(70 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		defer func() { told = nil }()
+		return told
+	}
+}
+
+func all(Push) bool { return true }
+
+func mustFind(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("found %v, want %v", got, want)
+	}
+}
+
+// What is there at first, what is new and what moves is told of once each, and what does
+// not match never is.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one, "v2": one, "latest": one}}
+		found := watching(t, r, "app:v*", all)
+		mustFind(t, found(), "v1=1", "v2=1")
+		mustFind(t, found())
+		r.set(func() { r.tags["v2"], r.tags["v3"], r.tags["x"] = two, two, two; delete(r.tags, "v1") })
+		mustFind(t, found(), "v2=2", "v3=2")
+		r.set(func() { r.tags["v1"] = one })
+		mustFind(t, found(), "v1=1")
+	})
+}
+
+// One tag costs a HEAD, and no list; one that is not there yet is no failure.
+func TestWatchOneTag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{}}
+		found := watching(t, r, "app:latest", all)
+		mustFind(t, found())
+		r.set(func() { r.tags["latest"] = two })
+		mustFind(t, found(), "latest=2")
+		if lists, _ := r.asked(); len(lists) > 0 {
+			t.Errorf("tags were listed %d times", len(lists))
+		}
+	})
+}
+
+// What could not be taken is told of again.
+func TestWatchIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one}}
+		var room atomic.Bool
+		found := watching(t, r, "app", func(Push) bool { return room.Load() })
+		mustFind(t, found())
+		room.Store(true)
+		mustFind(t, found(), "v1=1")
+	})
+}
+
+// Of many tags the latest are watched, over several pages.
+func TestWatchManyTags(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{}}
+		for i := range 2500 {
+			r.tags[fmt.Sprintf("v%d", i)] = one
+		}
+		found := watching(t, r, "app", all)()
+		_, heads := r.asked()
+		if len(found) != maxTags || found[0] != "v2400=1" || found[maxTags-1] != "v2499=1" || heads > 2*maxTags {
+			t.Errorf("found %d with %d questions: %v", len(found), heads, found)
+		}
+	})
+}
+
+// A registry that fails is asked less and less often, and not before it wants to be.
+func TestWatchBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one}, fail: registry.Unavailable("down")}
+		found := watching(t, r, "app", all)
+		time.Sleep(24 * time.Hour)
+		at, _ := r.asked()
+		for i := 1; i < len(at); i++ {
+			pause, least := at[i].Sub(at[i-1]), time.Minute<<min(i, 4)
+			if pause < least*9/10 || pause > maxWait*11/10 {
+				t.Errorf("look %d after %v, want at least about %v", i, pause, least)
+			}
+		}
+		r.set(func() { r.fail = nil })
+		time.Sleep(2 * maxWait)
+		mustFind(t, found(), "v1=1")
+		r.set(func() {
+			r.lists = nil
+			r.fail = &registry.Error{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"900"}}}
+		})
+		time.Sleep(14 * time.Minute)
+		if at, _ := r.asked(); len(at) != 1 {
+			t.Errorf("asked %d times in the quarter of an hour in which it did not want to be", len(at))
+		}
+	})
+}
