@@ -47,6 +47,7 @@ func TestOwnAPI(t *testing.T) {
 			}
 			for url, want := range map[string]int{
 				near + "/v1/status": nearStatus, far + "/v1/status": farStatus,
+				near + "/v1/limits": nearStatus, far + "/v1/limits": farStatus,
 				near + "/v2/": 200, far + "/v2/": 200, far + "/metrics": 200, far + "/livez": 200, far + "/readyz": 200,
 				far + "/v2/" + publicRepo + "/manifests/" + fixtureTag: 200,
 			} {

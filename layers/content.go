@@ -3,14 +3,12 @@ package layers
 import (
 	"context"
 	"io"
-
-	"golang.org/x/time/rate"
 )
 
 // Content is a blob being served to one client, whole or still arriving.
 type Content struct {
 	// Limit holds what is served to a rate; nil does not.
-	Limit *rate.Limiter
+	Limit *Limiter
 
 	size    int64
 	section func(ctx context.Context, off, n int64) io.Reader

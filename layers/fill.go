@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-
-	"golang.org/x/time/rate"
 )
 
 // fillBuffer is the bytes read at once where there are no pieces: large enough
@@ -23,7 +21,7 @@ const fillBuffer = 256 << 10
 //
 // download, if not nil, holds the bodies to a rate. received, if not nil, is
 // told of bytes as they come in. When ctx ends the body at hand is closed.
-func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), download *rate.Limiter, received func(n int)) error {
+func Fill(ctx context.Context, p *Partial, open func(ctx context.Context, off int64) (io.ReadCloser, error), download *Limiter, received func(n int)) error {
 	if received == nil {
 		received = func(int) {}
 	}

@@ -183,18 +183,19 @@ func (s *Store) heldBytes() (n int64) {
 func (s *Store) weighPins() error {
 	s.mu.Lock()
 	held := s.heldBytes()
-	full := s.limit > 0 && held >= s.limit
+	limit := s.limit
+	full := limit > 0 && held >= limit
 	changed := full != s.pinsFill
 	s.pinsFill = full
 	s.mu.Unlock()
 	switch {
 	case changed && full:
-		s.log.Error("pinned images alone fill the cache, other blobs go past it", "bytes", held, "limit", s.limit)
+		s.log.Error("pinned images alone fill the cache, other blobs go past it", "bytes", held, "limit", limit)
 	case changed:
-		s.log.Info("pinned images leave room in the cache again", "bytes", held, "limit", s.limit)
+		s.log.Info("pinned images leave room in the cache again", "bytes", held, "limit", limit)
 	}
 	if full {
-		return fmt.Errorf("%w: %d bytes of %d", ErrPinsFill, held, s.limit)
+		return fmt.Errorf("%w: %d bytes of %d", ErrPinsFill, held, limit)
 	}
 	return nil
 }

@@ -75,7 +75,6 @@ type StoreConfig struct {
 // temporary files, and torrents/, with the metainfo of whole blobs.
 type Store struct {
 	dir     string
-	limit   int64
 	takeAll bool
 	log     *slog.Logger
 	onEvict func(digest.Digest)
@@ -107,6 +106,7 @@ type Store struct {
 	names sync.Mutex
 
 	mu        sync.Mutex // guards all below
+	limit     int64
 	blobs     map[digest.Digest]*entry
 	idle      *list.List // of the entries that nobody has open and no pin keeps, most recently used first
 	newest    *entry     // the last one used; its eviction would be untimely
@@ -332,6 +332,16 @@ func (s *Store) Usage() Usage {
 		Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs),
 		Evictions: s.evictions, Rotten: s.rotted, Failures: s.failures(),
 	}
+}
+
+// SetLimit changes how many bytes of blobs are kept, as [StoreConfig.Limit] says, and evicts
+// what is too much. What arrives already is not turned away.
+func (s *Store) SetLimit(bytes int64) {
+	s.mu.Lock()
+	s.limit = bytes
+	s.mu.Unlock()
+	s.weighPins()
+	s.trim()
 }
 
 // Close fails what is arriving with ErrClosed (it can be resumed by the next

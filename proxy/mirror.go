@@ -22,7 +22,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -63,7 +62,7 @@ type Config struct {
 	// holds while the registry is away.
 	AuthTTL, AuthGrace time.Duration
 	// Download holds what comes in over HTTP to a rate; nil does not.
-	Download *rate.Limiter
+	Download *layers.Limiter
 	Metrics  *Metrics
 	Log      *slog.Logger
 }

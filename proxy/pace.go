@@ -71,7 +71,7 @@ func (d *download) patience(way string) float64 {
 	switch {
 	case d.partial.Torrent() != nil && !closed(d.partial.Checked()):
 		return 0 // we do not know yet what we lack
-	case layers.Held(d.mirror.cfg.Download):
+	case d.mirror.cfg.Download.Held():
 		return 0
 	case way == "swarm" && d.abreast():
 		return 0.25

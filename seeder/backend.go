@@ -8,7 +8,6 @@ import (
 	"net/url"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -22,7 +21,7 @@ type backend struct {
 	origin    *origin
 	upstream  registry.Upstream
 	manifests *registry.Manifests
-	upload    *rate.Limiter
+	upload    *layers.Limiter
 }
 
 var _ registry.Backend = (*backend)(nil)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -27,7 +26,7 @@ type origin struct {
 	grants   *registry.Grants
 	shared   *layers.Shared
 	ledger   *layers.Ledger
-	download *rate.Limiter
+	download *layers.Limiter
 	log      *slog.Logger
 	key      [32]byte // of the names of draft swarms
 	flights  layers.Flights[*fetch]
@@ -268,7 +267,7 @@ func (o *origin) pace() (pace layers.Pace, over func() bool) {
 	pace = layers.Pace{
 		Window: o.slowAfter,
 		Patience: func() float64 {
-			if layers.Held(o.download) {
+			if o.download.Held() {
 				return 0
 			}
 			return 1

@@ -19,7 +19,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
@@ -54,7 +53,7 @@ type Config struct {
 	WatchEvery time.Duration
 	// Upload and Download hold what goes out and comes in over HTTP to a
 	// rate; nil does not.
-	Upload, Download *rate.Limiter
+	Upload, Download *layers.Limiter
 	// FleetFile is where orders to the fleet outlive the process, and FleetCredentials
 	// tells whether they may have credentials; see [fleet.Config].
 	FleetFile        string

@@ -28,6 +28,7 @@ func configurable(cmd *cli.Command) {
 	}
 	before := cmd.Before
 	cmd.Before = func(c *cli.Context) error {
+		rank(c)
 		if file := c.String(configFlag); file != "" {
 			if err := loadConfig(c, file); err != nil {
 				return err
@@ -38,6 +39,24 @@ func configurable(cmd *cli.Command) {
 		}
 		return before(c)
 	}
+}
+
+// outranking is the key, in the app's metadata, of the flags that the command line or the environment has set, which beat the file.
+const outranking = "flags that beat the file"
+
+// rank notes which of limitNames beat the file, as long as it can be told.
+func rank(c *cli.Context) {
+	set := make(map[string]bool)
+	for _, name := range limitNames {
+		set[name] = c.IsSet(name)
+	}
+	c.App.Metadata[outranking] = set
+}
+
+// outranked tells whether what the file says of a limit does not count.
+func outranked(c *cli.Context, name string) bool {
+	set, _ := c.App.Metadata[outranking].(map[string]bool)
+	return set[name]
 }
 
 // envName is the environment variable of a flag: MURDER_CACHE_SIZE for cache-size.

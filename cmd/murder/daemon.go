@@ -19,7 +19,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/cmd/murder/gate"
 	"github.com/murderp2p/murder/cmd/murder/mtls"
@@ -49,8 +48,8 @@ type daemon struct {
 	dataDir  string // absolute: who asks for the status may be in another folder
 	insecure []string
 	tls      *mtls.Identity // nil = none
-	upload   *rate.Limiter  // of what peers and mirrors are served; nil = no limit
-	download *rate.Limiter  // of what comes in; nil = no limit
+	limits   *limits
+	profiles *profiles // nil = none are asked for
 	cli      *cli.Context
 	log      *slog.Logger
 
@@ -77,7 +76,7 @@ type part interface {
 // openDaemon takes what a daemon needs of the host.
 func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry(), seederTLS: new(seederTLS)}
-	d.upload, d.download = layers.NewLimiter(rateFlag(c, "upload-limit")), layers.NewLimiter(rateFlag(c, "download-limit"))
+	d.limits = newLimits(c, d.log)
 	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(c.Context))
 	defer func() {
 		if err != nil {
@@ -100,6 +99,7 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if d.dataDir, err = filepath.Abs(c.String("data-dir")); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
+	d.limits.dataDir = d.dataDir
 	minFree, err := minFreeFlag(c)
 	if err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
@@ -110,6 +110,10 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	d.limits.store = d.store
+	if d.profiles, err = openProfiles(c.String("pprof"), d.log); err != nil {
+		return nil, err
 	}
 	if d.swarm, err = d.openSwarm(); err != nil {
 		return nil, err
@@ -133,7 +137,7 @@ func (d *daemon) openSwarm() (*swarm.Client, error) {
 	cfg := swarm.Config{
 		Listener: peers, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
 		Zone: d.cli.String("zone"), Version: buildVersion(), Log: d.log,
-		Upload: d.upload, Download: d.download, DialTLS: d.seederTLS.dial,
+		Upload: d.limits.upload, Download: d.limits.download, DialTLS: d.seederTLS.dial,
 	}
 	if d.tls != nil {
 		cfg.Listener, cfg.Dial = d.tls.PeerListener(peers), d.tls.DialPeer
@@ -159,6 +163,10 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 	group.Go(func() error { return p.Run(ctx) })
 	if d.beside != nil {
 		group.Go(func() error { return d.beside(ctx) })
+	}
+	group.Go(func() error { d.limits.reloadOnHangup(ctx, d.cli); return nil })
+	if d.profiles != nil {
+		group.Go(func() error { return d.profiles.run(ctx) })
 	}
 	group.Go(func() error {
 		if err := server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
@@ -197,6 +205,9 @@ func (d *daemon) close() {
 	if d.listener != nil {
 		d.listener.Close()
 	}
+	if d.profiles != nil {
+		d.profiles.listener.Close()
+	}
 	if d.swarm != nil {
 		d.swarm.Close()
 	}
@@ -216,6 +227,8 @@ func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
 	d.register(p)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /v1/status", status)
+	mux.HandleFunc("GET /v1/limits", d.limits.serve)
+	mux.HandleFunc("PATCH /v1/limits", d.limits.serve)
 	mux.Handle("/", p)
 	d.gate.Next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if registry.IsPull(r.URL.Path) {

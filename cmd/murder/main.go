@@ -10,6 +10,7 @@
 //	murder prefetch   warms this host, the named hosts or the fleet, ahead of a rollout
 //	murder pin        keeps images in this host's cache, however long nobody pulls them
 //	murder unpin      lets them go again
+//	murder limits     shows or changes the limits of a daemon that runs
 //	murder status     what is here and in flight; for an image, where each layer's bytes came from and why
 //	murder setup      points containerd, Docker or podman at the mirror
 //	murder doctor     checks mirror, seeder, registry, engine and disk, and says what to mend
@@ -42,6 +43,7 @@
 //	/v2/                                  the OCI distribution API, pulling only
 //	/livez, /readyz, /healthz, /metrics   health, and figures for Prometheus
 //	/v1/status                            what `murder status` prints
+//	/v1/limits                            what `murder limits` shows (GET) and changes (PATCH)
 //
 // The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker), and the fleet's /v1/fleet (to which mirrors
 // hold a link), /v1/hosts and /v1/prefetch (GET, POST, DELETE); the mirror POST /v1/prefetch and /v1/pins
@@ -56,6 +58,7 @@
 // The exit code is 0 for success, 1 when the work failed and 2 when the command line, the environment or the file of --config is wrong;
 // then one line on stderr names what is wrong and what would be right. It is 3 when `murder prefetch --fleet` has not brought enough hosts
 // to be ready in its time, though none has failed that would have been needed. The first SIGINT or SIGTERM stops in good order, a second at once.
+// SIGHUP has a daemon with --config read upload-limit, download-limit and cache-size from that file again.
 package main
 
 import (
@@ -133,6 +136,7 @@ func commands() []*cli.Command {
 		pinCommand(),
 		unpinCommand(),
 		statusCommand(),
+		limitsCommand(),
 		setupCommand(),
 		doctorCommand(),
 		certsCommand(),

@@ -46,7 +46,7 @@ func runMirror(c *cli.Context) error {
 		Registries:      registry.NewClient(upstreams),
 		DefaultRegistry: c.String("default-registry"),
 		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
-		Download: d.download,
+		Download: d.limits.download,
 		Metrics:  proxy.NewMetrics(d.metrics), Log: d.log,
 	})
 	member, err := d.member(mirror)

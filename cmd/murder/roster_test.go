@@ -87,15 +87,15 @@ func TestSeederIsWhoTheOperatorNamed(t *testing.T) {
 func TestSeedersThatStay(t *testing.T) {
 	list := &seeders{tls: new(seederTLS)}
 	one, two := roster.Seeder{URL: "http://10.0.0.1:7070"}, roster.Seeder{URL: "http://10.0.0.2:7070"}
-	before, err := list.of([]roster.Seeder{one, two})
+	before, _, err := list.of([]roster.Seeder{one, two})
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := list.of([]roster.Seeder{two})
+	after, _, err := list.of([]roster.Seeder{two})
 	if err != nil || len(after) != 1 || after[0] != before[1] {
 		t.Errorf("%v after %v, %v; want the same client", after, before, err)
 	}
-	if again, err := list.of([]roster.Seeder{one, two}); err != nil || again[0] == before[0] || again[1] != before[1] {
+	if again, _, err := list.of([]roster.Seeder{one, two}); err != nil || again[0] == before[0] || again[1] != before[1] {
 		t.Errorf("%v, %v; want another client for the one that was away", again, err)
 	}
 }

@@ -44,7 +44,7 @@ func runSeeder(c *cli.Context) error {
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Allow: upstreams.Allow, Self: selfFrom(newCredentials(d.insecure)),
 		Watch: watches, WatchEvery: flagValue[time.Duration](c, "watch-interval"),
-		Upload: d.upload, Download: d.download,
+		Upload: d.limits.upload, Download: d.limits.download,
 		// Without certificates whoever reaches the port can say that it is a host.
 		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,
 		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,

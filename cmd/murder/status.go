@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"runtime"
@@ -50,22 +49,11 @@ func statusAction(c *cli.Context) error {
 	if c.NArg() > 1 {
 		return usagef(c, "takes one IMAGE or DIGEST, but was given %d", c.NArg())
 	}
-	base, err := mirrorURL(c.String("mirror"))
-	if err != nil {
-		return usagef(c, "--mirror: %v", err)
-	}
-	token, err := apiToken(c)
+	daemon, err := daemonClient(c)
 	if err != nil {
 		return err
 	}
-	daemon := newClient(base, token)
 	defer daemon.close()
-	switch id, err := openTLS(c, slog.New(slog.DiscardHandler)); {
-	case err != nil:
-		return err
-	case id != nil:
-		daemon.identify(id)
-	}
 	arg := c.Args().First()
 	if arg == "" {
 		return wholeStatus(c, daemon)

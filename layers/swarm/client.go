@@ -34,7 +34,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers"
 )
@@ -58,7 +57,7 @@ type Config struct {
 	Version string
 	// Upload and Download bound what goes over all connections, together with
 	// whatever else shares the limiters. nil means no limit.
-	Upload, Download *rate.Limiter
+	Upload, Download *layers.Limiter
 	// DialTLS connects to trackers of https. nil means as the system's CAs have it,
 	// with no certificate of our own.
 	DialTLS func(ctx context.Context, network, addr string) (net.Conn, error)

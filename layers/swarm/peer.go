@@ -10,7 +10,6 @@ import (
 
 	"github.com/anacrolix/torrent/bencode"
 	pp "github.com/anacrolix/torrent/peer_protocol"
-	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers/swarm/choice"
 )
@@ -150,7 +149,7 @@ func (p *peer) read(ctx context.Context) error {
 			if err := p.link.chunk(chunk); err != nil {
 				return err
 			}
-			if err := limited(ctx, p.x.client.cfg.Download, len(chunk)); err != nil {
+			if err := p.x.client.cfg.Download.Wait(ctx, len(chunk)); err != nil {
 				return err
 			}
 			err = p.x.chunk(p, m.req, chunk)
@@ -203,7 +202,7 @@ func (p *peer) limitInfo(ctx context.Context, b []byte) error {
 	if len(b) < infoBlock/4 {
 		return nil
 	}
-	return limited(ctx, p.x.client.cfg.Upload, len(b))
+	return p.x.client.cfg.Upload.Wait(ctx, len(b))
 }
 
 // say sends b.
@@ -217,7 +216,7 @@ func (p *peer) say(b []byte) error {
 
 // serve sends head and the chunk that req asks for.
 func (p *peer) serve(ctx context.Context, head []byte, req request) error {
-	if err := limited(ctx, p.x.client.cfg.Upload, int(req.length)); err != nil {
+	if err := p.x.client.cfg.Upload.Wait(ctx, int(req.length)); err != nil {
 		return err
 	}
 	// Only now: what the limit made us wait was not the peer's fault.
@@ -233,21 +232,6 @@ func (p *peer) serve(ctx context.Context, head []byte, req request) error {
 		p.x.wrote(p, req)
 	}
 	return err
-}
-
-// limited lets n bytes through what l allows.
-func limited(ctx context.Context, l *rate.Limiter, n int) error {
-	if l == nil {
-		return nil
-	}
-	for n > 0 {
-		some := min(n, max(1, l.Burst()))
-		if err := l.WaitN(ctx, some); err != nil {
-			return err
-		}
-		n -= some
-	}
-	return nil
 }
 
 var errUnread = errors.New("the peer does not read")

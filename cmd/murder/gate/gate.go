@@ -96,7 +96,7 @@ func (g *Gate) judge(r *http.Request, path string, own bool) error {
 	case (own || registry.IsPull(path) || path == EventsPath) && crossSite(r):
 		return refusal(http.StatusForbidden, registry.CodeDenied, "this is not for pages of other sites")
 	case own && g.Token == nil:
-		return near(r)
+		return g.near(r)
 	case own:
 		return g.admit(r, g.Token, "--api-token-file")
 	default:
@@ -105,12 +105,17 @@ func (g *Gate) judge(r *http.Request, path string, own bool) error {
 }
 
 // near judges a request to the own API of a daemon without a token.
-func near(r *http.Request) error {
-	if onThisMachine(r) {
+func (g *Gate) near(r *http.Request) error {
+	switch {
+	case !onThisMachine(r):
+		return refusal(http.StatusForbidden, registry.CodeDenied,
+			"%s is answered on this host itself only; for others start the daemon with --api-token-file, and name the same token to murder's commands", r.URL.Path)
+	case g.Names == nil && !unownable(hostOf(r.Host)):
+		return refusal(http.StatusForbidden, registry.CodeDenied,
+			"%s is not answered by the name %.80q, as a page in a browser could have led it here; ask it as localhost", r.URL.Path, hostOf(r.Host))
+	default:
 		return nil
 	}
-	return refusal(http.StatusForbidden, registry.CodeDenied,
-		"%s is answered on this host itself only; for others start the daemon with --api-token-file, and name the same token to murder's commands", r.URL.Path)
 }
 
 // admit judges a request for which a token must be shown, that in the file of a flag.
@@ -140,18 +145,18 @@ func onThisMachine(r *http.Request) bool {
 	return err == nil && from.Addr().Unmap().IsLoopback() && !passedOn
 }
 
-// known tells whether the daemon goes by the name in a Host header. A page can
-// be rebound only by a name that a stranger can have in the public DNS: that
-// has a dot, and does not end in what is reserved.
+// known tells whether the daemon goes by the name in a Host header.
 func (g *Gate) known(hostport string) bool {
 	host := hostOf(hostport)
-	if _, err := netip.ParseAddr(host); g.Names == nil || err == nil {
-		return true
-	}
-	if !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost") || strings.HasSuffix(host, ".internal") {
-		return true
-	}
-	return registry.Matches(g.Names, host)
+	return g.Names == nil || unownable(host) || registry.Matches(g.Names, host)
+}
+
+// unownable tells whether no page can be rebound by the name of a host. It can only
+// by one that a stranger can have in the public DNS: that has a dot, and does not
+// end in what is reserved.
+func unownable(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err == nil || !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost") || strings.HasSuffix(host, ".internal")
 }
 
 // hostOf is the host of a Host header as it is compared.

@@ -67,6 +67,28 @@ const (
 	bearer = "Authorization: Bearer " + secret
 )
 
+// A seeder goes by any name, but a page that has led one of its own to it may not give it orders.
+func TestNoOrdersByStrangeNames(t *testing.T) {
+	for _, withToken := range []bool{false, true} {
+		g := newGate(t, withToken)
+		g.Names, g.Own = nil, func(path string) bool { return path == "/v1/limits" }
+		for host, near := range map[string]int{
+			"evil.example:7070": 403, "127.0.0.1:7070": 200, "localhost:7070": 200, "[::1]:7070": 200, "seeder": 200, "seeder.internal": 200,
+		} {
+			headers := []string{"Host: " + host}
+			if withToken { // which no page has
+				headers, near = append(headers, bearer), 200
+			}
+			if w := ask(g, "PATCH", "/v1/limits", headers...); w.Code != near {
+				t.Errorf("PATCH by the name %s, with a token: %v = %d, want %d: %s", host, withToken, w.Code, near, w.Body)
+			}
+			if w := ask(g, "GET", "/v1/torrents/x", "Host: "+host); w.Code != 200 {
+				t.Errorf("a mirror's question by the name %s = %d", host, w.Code)
+			}
+		}
+	}
+}
+
 func TestWhoIsLetIn(t *testing.T) {
 	for _, test := range []struct {
 		path      string
