@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
@@ -41,6 +40,7 @@ const (
 type daemon struct {
 	role     string
 	listener net.Listener
+	watch    net.Listener // of --metrics-listen; nil = none
 	gate     *gate.Gate
 	store    *layers.Store
 	swarm    *swarm.Client
@@ -122,6 +122,9 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
+	if err := d.openWatch(); err != nil {
+		return nil, err
+	}
 	if d.tls != nil && role == "seeder" { // a mirror's is for the engines on its host
 		d.listener = tls.NewListener(d.listener, d.tls.HTTPS())
 	}
@@ -168,6 +171,7 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 	if d.profiles != nil {
 		group.Go(func() error { return d.profiles.run(ctx) })
 	}
+	group.Go(func() error { return d.serveWatch(ctx) })
 	group.Go(func() error {
 		if err := server.Serve(d.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)
@@ -208,6 +212,9 @@ func (d *daemon) close() {
 	if d.profiles != nil {
 		d.profiles.listener.Close()
 	}
+	if d.watch != nil {
+		d.watch.Close()
+	}
 	if d.swarm != nil {
 		d.swarm.Close()
 	}
@@ -221,11 +228,8 @@ func (d *daemon) close() {
 // routes adds what both daemons answer to a daemon's own.
 func (d *daemon) routes(p part, status http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
-	for _, path := range []string{"GET /livez", "GET /readyz", "GET /healthz"} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	}
 	d.register(p)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	d.watched(mux)
 	mux.HandleFunc("GET /v1/status", status)
 	mux.HandleFunc("GET /v1/limits", d.limits.serve)
 	mux.HandleFunc("PATCH /v1/limits", d.limits.serve)

@@ -53,6 +53,7 @@ type daemonDefaults struct {
 func daemonFlags(d daemonDefaults) []cli.Flag {
 	return append([]cli.Flag{
 		textOf("listen", d.listen, "`HOST:PORT` of the HTTP API; port 0 takes a free one", checkHostPort),
+		textOf("metrics-listen", "", "`HOST:PORT` at which /metrics and health are answered as well, by plain HTTP and nothing else", checkHostPortOrNone),
 		textOf("peer-listen", d.peerListen, "`HOST:PORT` of BitTorrent over TCP; port 0 takes a free one", checkHostPort),
 		textOf("advertise", "", "`IP` or IP:PORT that peers are told (default: that of the route to the seeder)", checkAdvertise),
 		textOf("data-dir", d.dataDir, "`DIR` of the cache, an OCI image layout", checkNotEmpty),
@@ -230,6 +231,13 @@ func checkHostPort(s string) error {
 		return errors.New("an address is written as HOST:PORT or :PORT, with a port from 0 to 65535")
 	}
 	return nil
+}
+
+func checkHostPortOrNone(s string) error {
+	if s == "" {
+		return nil
+	}
+	return checkHostPort(s)
 }
 
 // checkAdvertise wants what peers can dial without asking a name server: an IP address, with a port if it differs from --peer-listen's.

@@ -20,6 +20,7 @@ changes nothing. --undo puts every file back as it was; out of one that was edit
 			setupContainerdCommand(),
 			setupDockerCommand(),
 			setupPodmanCommand(),
+			setupDataCommand(),
 		},
 	}
 }
@@ -83,6 +84,7 @@ func setupFlags() []cli.Flag {
 		textOf("mirror", engine.DefaultMirror, "`URL` of the mirror, as the engine reaches it", checkSetupMirror),
 		&cli.BoolFlag{Name: "undo", Usage: "put the files back as they were before setup"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would change, and change nothing"},
+		&cli.BoolFlag{Name: "hold", Usage: "stay, and put the files back when asked to end (SIGTERM): for a container beside the mirror's"},
 		textOf("root", "/", "`DIR` in which the engine's file tree lies, for image builds", checkNotEmpty),
 	}
 }
@@ -94,6 +96,9 @@ func setupAction(pick func(*cli.Context) (engine.Engine, error)) cli.ActionFunc 
 		if err != nil {
 			return usagef(c, "%v", err)
 		}
+		if c.Bool("hold") && (c.Bool("undo") || c.Bool("dry-run")) {
+			return usagef(c, "--hold sets up and then takes back, so it goes with neither --undo nor --dry-run")
+		}
 		plan, err := setupPlan(e, c.Bool("undo"))
 		if err != nil {
 			return err
@@ -103,15 +108,14 @@ func setupAction(pick func(*cli.Context) (engine.Engine, error)) cli.ActionFunc 
 			printNotes(c, plan)
 			return nil
 		}
-		if err := plan.Run(c.App.Writer); err != nil {
+		if err := runPlan(c, plan); err != nil || !c.Bool("hold") {
 			return err
 		}
-		if plan.Empty() {
-			fmt.Fprintln(c.App.Writer, "nothing to change")
-			return nil
+		<-c.Context.Done()
+		if plan, err = e.Undo(); err != nil {
+			return err
 		}
-		printNotes(c, plan)
-		return nil
+		return runPlan(c, plan)
 	}
 }
 
@@ -120,6 +124,19 @@ func setupPlan(e engine.Engine, undo bool) (*engine.Plan, error) {
 		return e.Undo()
 	}
 	return e.Setup()
+}
+
+// runPlan carries out the plan and says what it did.
+func runPlan(c *cli.Context, plan *engine.Plan) error {
+	if err := plan.Run(c.App.Writer); err != nil {
+		return err
+	}
+	if plan.Empty() {
+		fmt.Fprintln(c.App.Writer, "nothing to change")
+		return nil
+	}
+	printNotes(c, plan)
+	return nil
 }
 
 // printNotes prints what a person should know or do besides, so that it cannot be taken for a change.
