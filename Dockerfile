@@ -1,14 +1,19 @@
 # The image holds the static binary and the CA certificates, nothing else.
 # It runs as nobody; give it a writable /var/lib/murder.
 #   docker build -t murder .
+#   docker buildx build --platform linux/amd64,linux/arm64 -t registry.example/murder:v1 --push .
 #   docker run --network host -v murder:/var/lib/murder murder mirror --seeder http://registry.example:7070
-FROM golang:1.26-bookworm AS build
+# The compiler runs on the builder's own platform, whatever it builds for.
+FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /murder ./cmd/murder \
+ARG TARGETOS
+ARG TARGETARCH
+RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} go build -trimpath -buildvcs=false -tags=disable_libutp,nosqlite,noboltdb \
+      -ldflags "-s -w -X main.version=${VERSION}" -o /murder ./cmd/murder \
  && mkdir -p /data/murder && chown 65534:65534 /data/murder
 
 FROM scratch

@@ -36,11 +36,17 @@ demo: build ## the main job on this machine: a registry, a seeder, a fleet of mi
 test: test-programs lint containerd2 ## everything CI runs: lint, unit tests, real engines
 	race=$(RACE); echo "race detector: $${race:-off, as there is no C compiler}"
 	$(GO_TEST) -json $$(go list ./... | grep -v '/integration') | go run ./integration/report
+	$(MAKE) --no-print-directory test-deploy
 	$(GO_TEST) -json -count=1 -timeout 25m -p 1 ./integration/... | go run ./integration/report # engines need the machine to themselves
 
 .PHONY: test-short
 test-short: ## what needs nothing installed, no root and little time; without the race detector
 	go test -short ./...
+
+# A module of its own, with Helm and Kubernetes' types in it.
+.PHONY: test-deploy
+test-deploy: ## the Helm chart, the dashboard, the alerts, against the real binary
+	cd deploy/check && go vet ./... && go test -json ./... | go run -C ../.. ./integration/report
 
 .PHONY: test-programs
 test-programs: ## installs the programs the tests drive, as root on Debian
@@ -142,9 +148,20 @@ bench-push: ## seconds from the end of a push of 500 MB until the seeder has all
 bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer
 	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+IMAGE := murder:$(or $(VERSION),dev)
+
 .PHONY: image
-image: ## a container image, by docker or podman
-	$$(command -v docker || command -v podman) build --build-arg VERSION=$(VERSION) -t murder:$(VERSION) .
+image: ## a container image, by docker or podman; IMAGE=registry.example/murder:v1 names it, PLATFORM=linux/arm64 is for other machines
+	DOCKER_BUILDKIT=1 $$(command -v docker || command -v podman) build $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+.PHONY: release
+release: ## static binaries for linux/amd64 and linux/arm64, the Helm chart, and their sums, in bin/release
+	rm -rf bin/release && mkdir -p bin/release
+	for arch in amd64 arm64; do \
+		GOOS=linux GOARCH=$$arch go build -trimpath -ldflags '$(LDFLAGS)' -o bin/release/murder-linux-$$arch ./cmd/murder; \
+	done
+	tar -C deploy/helm --sort=name --owner=0 --group=0 --mtime=@0 -czf bin/release/murder-chart.tgz murder
+	cd bin/release && sha256sum * | tee SHA256SUMS
 
 .PHONY: clean
 clean:
