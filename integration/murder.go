@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -86,6 +88,9 @@ func startMirror(t testing.TB, cfg daemonConfig) *daemon {
 	return startDaemon(t, "mirror", cfg)
 }
 
+// hostNames counts the mirrors that were given a name.
+var hostNames atomic.Int64
+
 func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	t.Helper()
 	if cfg.DataDir == "" {
@@ -108,8 +113,12 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	if cfg.Default != "" {
 		args = append(args, "--default-registry", cfg.Default)
 	}
-	scheme := "http"
+	if role == "mirror" && !slices.Contains(cfg.Flags, "--host-name") { // on one machine they would all go by its name
+		args = append(args, "--host-name", fmt.Sprintf("host%d", hostNames.Add(1)))
+	}
+	scheme, transport := "http", transportOn(cfg.On)
 	if cfg.Certs != nil {
+		transport.TLSClientConfig = cfg.Certs.config(t)
 		args = append(args, cfg.Certs.flags()...)
 		if role == "seeder" {
 			scheme = "https"
@@ -131,7 +140,7 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 		return json.Unmarshal([]byte(line), &listening) == nil && listening.Msg == "listening"
 	})
 	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir, scheme: scheme,
-		http: &http.Client{Transport: transportOn(cfg.On)}}
+		http: &http.Client{Transport: transport}}
 }
 
 // Blob is the URL of a blob of an upstream's repository, as containerd asks.

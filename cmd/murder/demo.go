@@ -177,7 +177,8 @@ func (d *demo) startDaemons(ctx context.Context) (seeder *child, mirrors []*chil
 		return nil, nil, err
 	}
 	for i := range d.hosts {
-		m, err := d.daemon(fmt.Sprintf("host%d", i+1), "mirror", "--seeder", "http://"+seeder.addr)
+		name := fmt.Sprintf("host%d", i+1)
+		m, err := d.daemon(name, "mirror", "--seeder", "http://"+seeder.addr, "--host-name", name)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -121,12 +121,12 @@ func (f *murderFleet) zoneFlag(zone int) []string {
 }
 
 func (f *murderFleet) startMirror(ctx context.Context, i int) error {
-	m := f.hosts[i]
-	flags := f.zoneFlag(f.plan.Hosts[i].Zone)
+	m, name := f.hosts[i], fmt.Sprintf("mirror%02d", i)
+	flags := append(f.zoneFlag(f.plan.Hosts[i].Zone), "--host-name", name)
 	for _, seeder := range f.seeders() {
 		flags = append(flags, "--seeder", f.lab.seederURL(seeder))
 	}
-	p, err := f.daemon(ctx, m, roleHosts, fmt.Sprintf("mirror%02d", i), "mirror", mirrorPort, mirrorPeerPort, flags...)
+	p, err := f.daemon(ctx, m, roleHosts, name, "mirror", mirrorPort, mirrorPeerPort, flags...)
 	if err != nil {
 		return err
 	}
