@@ -114,6 +114,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 
 // ServeHTTP implements http.Handler.
 func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(registry.MirrorHeader, "1")
 	if registry.IsPull(r.URL.Path) {
 		m.pulls.ServeHTTP(w, r)
 		return

@@ -34,6 +34,10 @@ const (
 	// --seeder names by mistake would be believed about the images of others.
 	SeederHeader = "Murder-Seeder"
 
+	// MirrorHeader is in each answer of a mirror, for who must know that it is
+	// not some other registry that listens there.
+	MirrorHeader = "Murder-Mirror"
+
 	maxErrorBody = 64 << 10
 	dialTimeout  = 3 * time.Second
 	// A registry may itself be a cache that fetches before it answers. But a

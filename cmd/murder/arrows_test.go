@@ -12,12 +12,13 @@ const module = "github.com/murderp2p/murder/"
 // mayImport are the arrows between the rooms, as docs/ARCHITECTURE.md draws
 // them. An inner room counts as its outer one.
 var mayImport = map[string][]string{
-	"cmd":         {"proxy", "seeder", "layers", "registry"},
+	"cmd":         {"proxy", "seeder", "layers", "registry", "artifact"},
 	"proxy":       {"layers", "registry"},
 	"seeder":      {"layers", "registry"},
 	"layers":      {},
 	"registry":    {},
-	"integration": {"cmd", "proxy", "seeder", "layers", "registry"},
+	"artifact":    {},
+	"integration": {"cmd", "proxy", "seeder", "layers", "registry", "artifact"},
 }
 
 // torrentRooms are where the BitTorrent library's types may be known.

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/cmd/murder/mtls"
 )
@@ -43,6 +46,27 @@ func newClient(base, token string) *client {
 		ResponseHeaderTimeout: answerTimeout,
 		IdleConnTimeout:       time.Minute,
 	}}}
+}
+
+// daemonOf is the daemon that --mirror names, asked as the other flags of the command say.
+func daemonOf(c *cli.Context) (*client, error) {
+	base, err := mirrorURL(c.String("mirror"))
+	if err != nil {
+		return nil, usagef(c, "--mirror: %v", err)
+	}
+	token, err := apiToken(c)
+	if err != nil {
+		return nil, err
+	}
+	id, err := openTLS(c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	daemon := newClient(base, token)
+	if id != nil {
+		daemon.identify(id)
+	}
+	return daemon, nil
 }
 
 // identify has the client show a certificate to daemons that are asked by https.

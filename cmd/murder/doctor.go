@@ -54,15 +54,11 @@ const (
 )
 
 func doctorAction(c *cli.Context) error {
-	base, err := mirrorURL(c.String("mirror"))
-	if err != nil {
-		return usagef(c, "--mirror: %v", err)
-	}
-	token, err := apiToken(c)
+	daemon, err := daemonOf(c)
 	if err != nil {
 		return err
 	}
-	d := &doctor{mirror: newClient(base, token), registries: listFlag(c, "registry"), root: c.String("root")}
+	d := &doctor{mirror: daemon, registries: listFlag(c, "registry"), root: c.String("root")}
 	defer d.mirror.close()
 	d.examine(c.Context)
 	if err := d.print(c.App.Writer, wantsJSON(c)); err != nil {

@@ -237,7 +237,7 @@ func limitsAction(c *cli.Context) error {
 		}
 		to[name] = value
 	}
-	daemon, err := daemonClient(c)
+	daemon, err := daemonOf(c)
 	if err != nil {
 		return err
 	}

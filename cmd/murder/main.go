@@ -11,6 +11,8 @@
 //	murder pin        keeps images in this host's cache, however long nobody pulls them
 //	murder unpin      lets them go again
 //	murder limits     shows or changes the limits of a daemon that runs
+//	murder fetch      brings the files of an OCI artifact into a folder, over the swarm
+//	murder push       sends a folder to a registry as an OCI artifact, for `murder fetch`
 //	murder status     what is here and in flight; for an image, where each layer's bytes came from and why
 //	murder setup      points containerd, Docker or podman at the mirror
 //	murder doctor     checks mirror, seeder, registry, engine and disk, and says what to mend
@@ -135,6 +137,8 @@ func commands() []*cli.Command {
 		prefetchCommand(),
 		pinCommand(),
 		unpinCommand(),
+		fetchCommand(),
+		pushCommand(),
 		statusCommand(),
 		limitsCommand(),
 		setupCommand(),

@@ -110,15 +110,10 @@ func eachPin(c *cli.Context, verb string, do func(*client, image) error) error {
 		}
 		images = append(images, img)
 	}
-	base, err := mirrorURL(c.String("mirror"))
-	if err != nil {
-		return usagef(c, "--mirror: %v", err)
-	}
-	token, err := apiToken(c)
+	daemon, err := daemonOf(c)
 	if err != nil {
 		return err
 	}
-	daemon := newClient(base, token)
 	defer daemon.close()
 	failed := 0
 	for _, img := range images {

@@ -56,12 +56,8 @@ func prefetchAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx := c.Context
-	if d := c.Duration("timeout"); d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d, fmt.Errorf("not done within --timeout %s", d))
-		defer cancel()
-	}
+	ctx, cancel := withTimeout(c)
+	defer cancel()
 	result := p.run(ctx)
 	if err := result.print(c.App.Writer, wantsJSON(c)); err != nil {
 		return err

@@ -60,6 +60,9 @@ func (l *lines) event(mirror string, e prefetchEvent) {
 func eventText(e prefetchEvent) string {
 	switch e.Event {
 	case "resolved":
+		if e.Digest == "" { // a push has none yet
+			return fmt.Sprintf("%s in %d blobs", bytesText(e.Bytes), e.Blobs)
+		}
 		return fmt.Sprintf("is %s, %s in %d blobs", e.Digest, bytesText(e.Bytes), e.Blobs)
 	case "progress":
 		return fmt.Sprintf("%s of %s", bytesText(e.BytesDone), bytesText(e.Bytes))

@@ -49,7 +49,7 @@ func statusAction(c *cli.Context) error {
 	if c.NArg() > 1 {
 		return usagef(c, "takes one IMAGE or DIGEST, but was given %d", c.NArg())
 	}
-	daemon, err := daemonClient(c)
+	daemon, err := daemonOf(c)
 	if err != nil {
 		return err
 	}

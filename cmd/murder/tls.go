@@ -53,27 +53,6 @@ func openTLS(c *cli.Context, log *slog.Logger) (*mtls.Identity, error) {
 	return id, nil
 }
 
-// daemonClient is for the daemon of a command's --mirror, with its --api-token-file and tlsFlags.
-func daemonClient(c *cli.Context) (*client, error) {
-	base, err := mirrorURL(c.String("mirror"))
-	if err != nil {
-		return nil, usagef(c, "--mirror: %v", err)
-	}
-	token, err := apiToken(c)
-	if err != nil {
-		return nil, err
-	}
-	id, err := openTLS(c, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return nil, err
-	}
-	daemon := newClient(base, token)
-	if id != nil {
-		daemon.identify(id)
-	}
-	return daemon, nil
-}
-
 // openTLS is how the daemon shows others who it is, and knows them.
 func (d *daemon) openTLS() error {
 	id, err := openTLS(d.cli, d.log)
