@@ -61,3 +61,41 @@ func TestAria2DownloadsAndServesOn(t *testing.T) {
 		t.Errorf("received %d from aria2 and %d from a seeder that is gone", peers, seeders)
 	}
 }
+
+// A client that is not ours, and has the torrent from elsewhere, comes before the blob is
+// whole at the seeder, whose swarm has no name yet that it could know. It gets the blob as
+// soon as there is one, and passes it on.
+func TestAria2ComesWhileTheBlobArrives(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(9<<20+321, 21)
+	m := fill(t, testStore(t), blob)
+	seeder := newHost(t, Config{Seeder: true})
+	a := seeder.fetchFromRegistry(t, m, tr.url)
+	const half = 4 << 20
+	if err := a.partial.Append(blob[:half]); err != nil {
+		t.Fatal(err)
+	}
+	mirror := newHost(t, Config{})
+	p := mirror.partial(t, m)
+	fetched := make(chan error, 1)
+	go func() { fetched <- mirror.Fetch(t.Context(), mirrorOf(t.Context(), a.torrent), p, []string{tr.url}) }()
+	eventually(t, "the mirror has the first half", func() bool { return p.Prefix() == half })
+
+	file := aria2(t, m, tr.url, t.TempDir())
+	eventually(t, "aria2 has announced", func() bool { return tr.listed(m.InfoHash()) == 1 })
+	if err := a.partial.Append(blob[half:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-fetched; err != nil {
+		t.Fatalf("Fetch = %v", err)
+	}
+	mustEqual(t, "mirror", mirror.read(t, p), blob)
+	eventually(t, "aria2 has it all", func() bool {
+		got, _ := os.ReadFile(file)
+		return string(got) == string(blob)
+	})
+	closeInTime(t, seeder.Client)
+	closeInTime(t, mirror.Client)
+	late := newHost(t, Config{})
+	mustEqual(t, "late host", late.fetch(t, m, tr.url), blob)
+}
