@@ -147,10 +147,22 @@ func Transport() *http.Transport {
 		DisableCompression:    true,
 		ForceAttemptHTTP2:     true,
 		MaxIdleConnsPerHost:   16,
+		MaxIdleConns:          maxIdle,
 		IdleConnTimeout:       90 * time.Second,
 		ReadBufferSize:        64 << 10,
+
+		MaxResponseHeaderBytes: maxAnswerHeader,
 	}
 }
+
+const (
+	// maxIdle bounds the connections kept for the next question. Strangers name
+	// registries: one of them has as many names as its DNS likes.
+	maxIdle = 256
+	// maxAnswerHeader bounds the header of an answer in bytes. A signed URL and a
+	// challenge take a few thousand.
+	maxAnswerHeader = 64 << 10
+)
 
 // redirect follows redirects, to object storage for one, but takes the
 // puller's credentials only to where they were meant to go. net/http would

@@ -856,3 +856,60 @@ func TestViaAPlainRegistry(t *testing.T) {
 		t.Errorf("StatBlob = %d, %v, want an error that is no verdict", size, err)
 	}
 }
+
+// A registry that goes by many names does not have us keep a connection to each of them.
+func TestIdleConnectionsAreBounded(t *testing.T) {
+	var mu sync.Mutex // guards idle
+	idle := make(map[net.Conn]bool)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		delete(idle, c)
+		if state == http.StateIdle {
+			idle[c] = true
+		}
+	}
+	l, err := net.Listen("tcp", "0.0.0.0:0") // all of 127.0.0.0/8
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	var hosts []string
+	for i := range maxIdle + 100 {
+		hosts = append(hosts, fmt.Sprintf("127.1.%d.%d:%s", i/200, 1+i%200, port))
+	}
+	c := newTestClient(t, hosts...)
+	for _, host := range hosts {
+		if err := c.Ping(t.Context(), host, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for stop := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		mu.Lock()
+		n := len(idle)
+		mu.Unlock()
+		if n <= maxIdle { // the server hears of the end of the others a little later
+			break
+		}
+		if time.Now().After(stop) {
+			t.Fatalf("%d idle connections are kept, want %d at most", n, maxIdle)
+		}
+	}
+}
+
+// A registry cannot make us take in a header without end.
+func TestHugeHeaderOfRegistry(t *testing.T) {
+	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Www-Authenticate", `Bearer realm="https://x.example/",scope="`+strings.Repeat("a", 2*maxAnswerHeader)+`"`)
+		w.WriteHeader(401)
+	})
+	err := newTestClient(t, host).Ping(t.Context(), host, "")
+	if status(err) != 502 || !strings.Contains(err.Error(), host) {
+		t.Errorf("Ping = %.200v, want 502 that names the registry", err)
+	}
+}
