@@ -137,6 +137,16 @@ func TestCacheSizeOfDisk(t *testing.T) {
 	if err != nil || math.Abs(float64(got)-float64(total)/2) > 1 {
 		t.Errorf("limit() = %d, %v; want half of %d", got, err, total)
 	}
+	// /proc does not tell how large it is.
+	for text, dir := range map[string]string{"0.00000000000001%": dir, "80%": "/proc"} {
+		size, err := parseCacheSize(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := size.limit(dir); err != nil || got != 1 {
+			t.Errorf("%s of %s = %d, %v; want a byte, since 0 is no limit", text, dir, got, err)
+		}
+	}
 }
 
 // Flags may stand after arguments, and "--" ends them.

@@ -104,7 +104,8 @@ func (s cacheSize) limit(dir string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return int64(float64(total) * s.percent / 100), nil
+	// 0 would be no limit at all: of a tiny share, or where the file system does not tell its size.
+	return max(1, int64(float64(total)*s.percent/100)), nil
 }
 
 // diskSpace is the size of the file system that dir lies on, or would if it were made, and what of it an ordinary user may still fill, in
