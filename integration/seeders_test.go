@@ -3,7 +3,10 @@ package integration
 import (
 	"fmt"
 	"io"
+	"net"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -202,4 +205,71 @@ func TestBenchSeeders(t *testing.T) {
 	p50 := median(waits)
 	report(t, "the preferred seeder is killed in mid-blob: clients wait for %.2f s (p50 of %d rounds, the longest of 3 clients each), %.2f s at the most; the registry sent a blob at most %d times",
 		p50, rounds, waits[len(waits)-1], gets)
+}
+
+// TestSeedersBehindOneName has a mirror find its seeders by one name with two addresses,
+// and later others, with and without TLS, where certificates are for that name alone.
+func TestSeedersBehindOneName(t *testing.T) {
+	needs(t, "docker-registry")
+	needsRoot(t)
+	for _, tls := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %v", tls), func(t *testing.T) {
+			const name = "host" // as in newCerts, which knows 127.0.0.1 besides
+			f := &seederFleet{Registry: startRegistry(t, registryConfig{})}
+			f.config = daemonConfig{Insecure: []string{f.Registry.Addr}, Default: f.Registry.Addr, Peers: "127.0.0.1:0"}
+			if tls {
+				f.config.Certs = newCerts(t)
+			}
+			port := "0"
+			start := func(addr string) *daemon {
+				cfg := f.config
+				cfg.Listen = net.JoinHostPort(addr, port)
+				return startSeeder(t, cfg)
+			}
+			first := start("127.0.0.2")
+			_, port, _ = net.SplitHostPort(first.Addr)
+			f.Seeders = []*daemon{first, start("127.0.0.3")}
+
+			hosts := filepath.Join(newRoot(t), "hosts")
+			writeFile(t, hosts, "127.0.0.2 host\n127.0.0.3 host\n")
+			cfg := f.config
+			cfg.Seeders = []string{"http://" + net.JoinHostPort(name, port)}
+			if tls {
+				cfg.Seeders = []string{"https://" + net.JoinHostPort(name, port)}
+			}
+			cfg.Through = []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}
+			f.Mirrors = []*daemon{startMirror(t, cfg)}
+
+			const blobs = 12 // all at one of two seeders: once in 2,048 runs
+			for i := range blobs {
+				blob := f.pushBlob(t, fmt.Sprint("v", i), 2<<20)
+				f.pullAll(t, blob, 0, nil)
+				if n := f.gets(blob.Digest); n != 1 {
+					t.Errorf("the registry sent a blob %d times, want once", n)
+				}
+			}
+			for i, n := range f.fetched(t) {
+				if n == 0 {
+					t.Errorf("seeder %d has fetched nothing", i)
+				}
+			}
+
+			f.Seeders = append(f.Seeders, start("127.0.0.4"))
+			writeFile(t, hosts, "127.0.0.4 host\n127.0.0.2 host\n") // in place: it is bound
+			f.Mirrors[0].waitLine(t, "seeders have changed", func(line string) bool {
+				return strings.Contains(line, "seeders have changed") && strings.Contains(line, "127.0.0.4")
+			})
+			f.Seeders[0].Kill()
+			f.Seeders[1].Kill()
+			f.Seeders = f.Seeders[2:]
+			before := f.fetched(t)
+			f.pullAll(t, f.pushBlob(t, "late", 2<<20), 0, nil)
+			if _, ok := f.preferred(t, before); !ok {
+				t.Error("the seeder that is left has not been asked")
+			}
+			if n := f.Mirrors[0].Metrics(t).Sum("murder_received_bytes_total", `from="upstream"`); n > 0 {
+				t.Errorf("the mirror had %.0f bytes of the registry", n)
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -157,5 +158,65 @@ func TestNextSeederTakesOverSmallBlob(t *testing.T) {
 	m.mustPull(t, "app", b)
 	if r := m.settled(t, d); r.From[layers.FromSeeder] != int64(len(b)) {
 		t.Errorf("record = %+v, want all from seeders", r)
+	}
+}
+
+// Seeders are added and taken away while blobs are on their way: those go on, and what
+// comes next goes by who is there then.
+func TestSeedersComeAndGo(t *testing.T) {
+	t.Parallel()
+	for _, dies := range []bool{false, true} {
+		t.Run(fmt.Sprintf("dies %v", dies), func(t *testing.T) {
+			t.Parallel()
+			up := registrytest.New(t)
+			b, next := random(big, 910), random(big, 911)
+			d, nextDigest := up.Push(t, "app", false, b), up.Push(t, "app", false, next)
+			before, after := newSeeder(t, up), newSeeder(t, up)
+			mirrors := newMirrors(t, 3, up, before.server.URL)
+			pulls, hold := pullCold(t, up, d, mirrors)
+			for _, m := range mirrors {
+				m.SetSeeders(clients(t, patience, []string{after.server.URL}))
+			}
+			if dies {
+				before.close()
+			}
+			close(hold)
+			for _, p := range pulls {
+				p.finish().mustBe(t, b)
+				if r := p.mirror.settled(t, d); r.From[layers.FromUpstream] != 0 {
+					t.Errorf("record = %+v, want nothing from the registry", r)
+				}
+				p.mirror.mustPull(t, "app", next)
+			}
+			want := 1
+			if dies {
+				want = 2
+			}
+			if gets := up.Seen("GET", d.String()); len(gets) != want {
+				t.Errorf("the registry was asked %d times, want %d: %v", len(gets), want, gets)
+			}
+			if gets := up.Seen("GET", nextDigest.String()); len(gets) != 1 {
+				t.Errorf("the registry was asked %d times for the next blob, want once", len(gets))
+			}
+			if _, ok := after.store.Stat(nextDigest); !ok {
+				t.Error("the new seeder has not been asked")
+			}
+			eventually(t, "announced to the new seeder's tracker alone", func() bool {
+				return after.Tracker().Peers >= 2*len(mirrors) && before.Tracker().Peers == 0 || dies && after.Tracker().Peers >= 2*len(mirrors)
+			})
+			for _, m := range mirrors {
+				if health := m.Seeders(); len(health) != 1 || health[0].URL != after.server.URL || !health[0].OK {
+					t.Errorf("health = %+v", health)
+				}
+			}
+			m := mirrors[0]
+			m.SetSeeders(nil)
+			alone := random(1000, 912)
+			up.Push(t, "app", false, alone)
+			m.mustPull(t, "app", alone)
+			if r := m.settled(t, digest.FromBytes(alone)); r.From[layers.FromUpstream] != int64(len(alone)) {
+				t.Errorf("record without seeders = %+v", r)
+			}
+		})
 	}
 }

@@ -12,7 +12,7 @@ import (
 // eventsAnswer is what POST /v1/events says of the events in a message.
 type eventsAnswer struct {
 	Accepted int `json:"accepted"` // will be fetched
-	Ignored  int `json:"ignored"`  // are no pushes, or of a registry that may not be asked
+	Ignored  int `json:"ignored"`  // are no pushes, or not to be fetched
 }
 
 // serveEvents answers POST /v1/events?ns=, where registries tell of pushes. ns is the name
@@ -52,6 +52,8 @@ func (s *Seeder) events(w http.ResponseWriter, r *http.Request) (answer eventsAn
 		switch {
 		case len(s.cfg.Allow) > 0 && !registry.Matches(s.cfg.Allow, p.Repo.Host):
 			s.cfg.Log.Warn("event of a registry that may not be asked", "upstream", p.Repo.Host)
+			answer.Ignored++
+		case !s.warmer.heeds(p):
 			answer.Ignored++
 		case !s.warmer.add(p):
 			return answer, &registry.Error{

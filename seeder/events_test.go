@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -118,6 +119,46 @@ func TestPushedIndexIsReady(t *testing.T) {
 	s := newSeeder(t, up)
 	s.tell(t, up.Host, "manifests", d, "v1").mustAccept(t, 1, 0)
 	s.ready(t, first, second, artifact, empty)
+}
+
+// Where one platform is wanted the layers of others are left to who pulls them, however
+// the registry tells of them.
+func TestPushedPlatforms(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	layers := map[string][]byte{"amd64": random(1000, 30), "arm64": random(2000, 31)}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	images := make(map[string]digest.Digest)
+	for arch, layer := range layers {
+		images[arch] = up.PushImage(t, "app", arch, fmt.Appendf(nil, `{"os":"linux","architecture":%q}`, arch), layer)
+		index.Manifests = append(index.Manifests, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: images[arch],
+			Size: up.ManifestSize(t, "app", images[arch]), Platform: &ocispec.Platform{OS: "linux", Architecture: arch}})
+	}
+	all, _ := up.PushManifest(t, "app", "v1", index.MediaType, index)
+	for name, told := range map[string]func(s *testSeeder){
+		"index": func(s *testSeeder) { s.tell(t, up.Host, "manifests", all, "v1").mustAccept(t, 1, 0) },
+		"images": func(s *testSeeder) {
+			s.tell(t, up.Host, "manifests", images["amd64"], "").mustAccept(t, 1, 0)
+			s.tell(t, up.Host, "manifests", images["arm64"], "").mustAccept(t, 1, 0)
+		},
+		"blobs": func(s *testSeeder) {
+			s.tell(t, up.Host, "blobs", digest.FromBytes(layers["arm64"]), "").mustAccept(t, 0, 1)
+			s.tell(t, up.Host, "manifests", images["amd64"], "").mustAccept(t, 1, 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSeederWith(t, t.TempDir(), func(cfg *seeder.Config) {
+				cfg.WarmPlatforms = []v1.Platform{{OS: "linux", Architecture: "amd64"}}
+			}, up)
+			told(s)
+			s.ready(t, layers["amd64"])
+			done := map[string]float64{"index": 1, "images": 2, "blobs": 1}[name]
+			eventually(t, "all has been looked at", func() bool { return s.counter(t, "murder_warmed_total", "ready") == done })
+			if _, ok := s.store.Stat(digest.FromBytes(layers["arm64"])); ok {
+				t.Error("a layer of another platform was fetched")
+			}
+		})
+	}
 }
 
 // What is private is fetched with the seeder's own credentials, which let in nobody else.

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
@@ -48,6 +49,8 @@ type Config struct {
 	// Self are the seeder's own credentials, with which it fetches what was pushed; nil =
 	// what anybody may have.
 	Self Self
+	// WarmPlatforms are those of which pushed images are fetched; none = all.
+	WarmPlatforms []v1.Platform
 	// Watch lists what registries are asked for each WatchEvery.
 	Watch      []pushes.Pattern
 	WatchEvery time.Duration
@@ -87,7 +90,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 		store: cfg.Store, grants: s.grants, origin: s.origin, upstream: cfg.Upstream, upload: cfg.Upload,
 		manifests: &registry.Manifests{Upstream: cfg.Upstream, Store: cfg.Store, Grants: s.grants, TagTTL: cfg.TagTTL, Log: cfg.Log},
 	}
-	s.warmer = newWarmer(s, cfg.Self)
+	s.warmer = newWarmer(s)
 	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})
 	s.fleet = fleet.New(fleet.Config{Resolve: s.resolve, Credentials: cfg.FleetCredentials, File: cfg.FleetFile, Log: cfg.Log})
 	s.pulls = &registry.Handler{Backend: s.backend, DefaultHost: cfg.DefaultRegistry, Sent: s.origin.ledger.Served, Log: cfg.Log}

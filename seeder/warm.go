@@ -2,15 +2,14 @@ package seeder
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -44,9 +43,10 @@ type Self func(ctx context.Context, repo registry.Repository, challenge, refused
 // seeder itself, which lets nobody else have anything: whoever pulls is put to the
 // registry as always.
 type warmer struct {
-	seeder *Seeder
-	self   Self // nil = nobody
-	pause  time.Duration
+	seeder    *Seeder
+	self      Self          // nil = nobody
+	platforms []v1.Platform // that are wanted; none = all
+	pause     time.Duration
 
 	wake chan struct{} // has room for one: there is something in line
 
@@ -56,9 +56,15 @@ type warmer struct {
 	auths map[registry.Repository]string
 }
 
-func newWarmer(s *Seeder, self Self) *warmer {
-	return &warmer{seeder: s, self: self, pause: warmPause, wake: make(chan struct{}, 1),
+func newWarmer(s *Seeder) *warmer {
+	return &warmer{seeder: s, self: s.cfg.Self, platforms: s.cfg.WarmPlatforms, pause: warmPause, wake: make(chan struct{}, 1),
 		known: make(map[pushes.Push]bool), auths: make(map[registry.Repository]string)}
+}
+
+// heeds tells whether a push is to be fetched. Of which platform a blob is, only manifests
+// tell; where it matters they are waited for.
+func (w *warmer) heeds(p pushes.Push) bool {
+	return p.Kind == registry.Manifest || len(w.platforms) == 0
 }
 
 // add puts a push in line; false means that there is no room. One that is in line already
@@ -149,8 +155,8 @@ func (w *warmer) fetch(ctx context.Context, p pushes.Push) (blobs int, bytes int
 	if p.Kind == registry.Blob {
 		return 1, 0, w.blob(ctx, p.Repo, p.Digest)
 	}
-	tree := &pushedTree{warmer: w, repo: p.Repo}
-	if err := tree.walk(ctx, p, 0); err != nil {
+	tree := &pushedTree{warmer: w, repo: p.Repo, known: make(map[digest.Digest]bool)}
+	if err := tree.walk(ctx, p, 0, false); err != nil {
 		return 0, 0, err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -244,68 +250,4 @@ func (w *warmer) Tags(ctx context.Context, repo registry.Repository, query url.V
 		return err
 	})
 	return resp, err
-}
-
-// pushedTree is what an image or another artifact is made of, on all platforms.
-type pushedTree struct {
-	warmer    *warmer
-	repo      registry.Repository
-	manifests int
-	blobs     []ocispec.Descriptor // each once
-	known     map[digest.Digest]bool
-}
-
-// pushedManifest is what matters here of a manifest or an index.
-type pushedManifest struct {
-	Manifests []ocispec.Descriptor `json:"manifests"` // of an index
-	Config    ocispec.Descriptor   `json:"config"`
-	Layers    []ocispec.Descriptor `json:"layers"`
-}
-
-// walk fetches a manifest and those below it, and collects their blobs, but for those
-// with URLs, which are not the registry's.
-func (t *pushedTree) walk(ctx context.Context, p pushes.Push, depth int) error {
-	if t.manifests++; t.manifests > maxWarmManifests || depth > maxWarmDepth {
-		return fmt.Errorf("%s has more than %d manifests, or more than %d indexes within one another", p.Image(), maxWarmManifests, maxWarmDepth)
-	}
-	desc, content, err := t.warmer.manifest(ctx, p)
-	if err != nil {
-		return err
-	}
-	var m pushedManifest
-	if err := json.Unmarshal(content, &m); err != nil {
-		return fmt.Errorf("manifest %s: %w", desc.Digest, err)
-	}
-	for _, blob := range append(slices.Clone(m.Layers), m.Config) {
-		if blob.Digest == "" || len(blob.URLs) > 0 || t.known[blob.Digest] {
-			continue
-		}
-		if _, err := registry.ParseDigest(blob.Digest.String()); err != nil {
-			return fmt.Errorf("manifest %s: %w", desc.Digest, err)
-		}
-		if t.known == nil {
-			t.known = make(map[digest.Digest]bool)
-		}
-		t.known[blob.Digest] = true
-		if t.blobs = append(t.blobs, blob); len(t.blobs) > maxWarmBlobs {
-			return fmt.Errorf("%s has more than %d blobs", p.Image(), maxWarmBlobs)
-		}
-	}
-	for _, child := range m.Manifests {
-		if _, err := registry.ParseDigest(child.Digest.String()); err != nil {
-			return fmt.Errorf("manifest %s: %w", desc.Digest, err)
-		}
-		err := t.walk(ctx, pushes.Push{Repo: t.repo, Kind: registry.Manifest, Digest: child.Digest}, depth+1)
-		if err != nil && !notThere(err) {
-			return err
-		}
-	}
-	return nil
-}
-
-// notThere is true of a platform that an index lists and the registry does not have:
-// some copy images without all of them.
-func notThere(err error) bool {
-	e, ok := errors.AsType[*registry.Error](err)
-	return ok && e.Status == http.StatusNotFound
 }

@@ -11,7 +11,7 @@ import (
 // The line of pushes has an end, at which registries are told to come again; what is in
 // it already has room.
 func TestWarmingIsBounded(t *testing.T) {
-	w := newWarmer(&Seeder{}, nil)
+	w := newWarmer(&Seeder{})
 	push := func(i int) pushes.Push {
 		return pushes.Push{Repo: registry.Repository{Host: "reg.test", Name: "app"}, Kind: registry.Manifest, Tag: fmt.Sprint("v", i)}
 	}

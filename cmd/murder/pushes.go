@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/cmd/murder/gate"
@@ -29,7 +30,23 @@ func pushFlags() []cli.Flag {
 			}
 			return d, nil
 		}),
+		listOf("warm-platform", "`OS/ARCH` of which pushed images are fetched (repeatable; default: all)", checkPlatform),
 	}
+}
+
+// warmPlatforms are those of --warm-platform; none is all.
+func warmPlatforms(c *cli.Context) (platforms []v1.Platform, err error) {
+	for _, text := range listFlag(c, "warm-platform") {
+		if text == "all" {
+			return nil, nil
+		}
+		p, err := v1.ParsePlatform(text)
+		if err != nil {
+			return nil, fmt.Errorf("--warm-platform %q: %w", text, err)
+		}
+		platforms = append(platforms, *p)
+	}
+	return platforms, nil
 }
 
 func checkWatch(s string) error {
