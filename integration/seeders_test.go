@@ -216,14 +216,14 @@ func TestSeedersBehindOneName(t *testing.T) {
 		t.Run(fmt.Sprintf("TLS %v", tls), func(t *testing.T) {
 			const name = "host" // as in newCerts, which knows 127.0.0.1 besides
 			f := &seederFleet{Registry: startRegistry(t, registryConfig{})}
-			f.config = daemonConfig{Insecure: []string{f.Registry.Addr}, Default: f.Registry.Addr, Peers: "127.0.0.1:0"}
+			f.config = daemonConfig{Insecure: []string{f.Registry.Addr}, Default: f.Registry.Addr}
 			if tls {
 				f.config.Certs = newCerts(t)
 			}
 			port := "0"
 			start := func(addr string) *daemon {
 				cfg := f.config
-				cfg.Listen = net.JoinHostPort(addr, port)
+				cfg.Listen, cfg.Peers = net.JoinHostPort(addr, port), net.JoinHostPort(addr, "0")
 				return startSeeder(t, cfg)
 			}
 			first := start("127.0.0.2")

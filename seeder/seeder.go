@@ -51,6 +51,9 @@ type Config struct {
 	Self Self
 	// WarmPlatforms are those of which pushed images are fetched; none = all.
 	WarmPlatforms []v1.Platform
+	// WarmFleet lists patterns, as path.Match has them, of the images HOST/REPOSITORY:TAG
+	// that hosts are told to fetch, too, when they have been pushed.
+	WarmFleet []string
 	// Watch lists what registries are asked for each WatchEvery.
 	Watch      []pushes.Pattern
 	WatchEvery time.Duration

@@ -129,6 +129,9 @@ func (w *warmer) warm(ctx context.Context, p pushes.Push) {
 			if p.Kind == registry.Manifest {
 				log.Info("pushed image is ready", "blobs", blobs, "bytes", bytes, "dur", time.Since(begun))
 			}
+			if w.ordersFleet(p) {
+				w.orderFleet(ctx, p)
+			}
 			return
 		case ctx.Err() != nil:
 			return

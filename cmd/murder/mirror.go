@@ -30,7 +30,7 @@ func runMirror(c *cli.Context) error {
 		d.close()
 		return err
 	}
-	found, err := d.openRoster()
+	found, err := openRoster(c.Context, listFlag(c, "seeder"), d.log)
 	if err != nil {
 		d.close()
 		return err

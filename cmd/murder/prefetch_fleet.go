@@ -32,7 +32,7 @@ func fleetFlags() []cli.Flag {
 	label.EnvVars = []string{envName("prefetch-label")}
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "fleet", Usage: "have a seeder tell all its mirrors"},
-		listOf("seeder", "`URL` of a seeder of the fleet (repeatable: the next is asked when one is away; default: "+defaultSeeder+")", checkHTTPURL),
+		listOf("seeder", "`URL` of a seeder of the fleet, as mirrors have it (repeatable: the next is asked when one is away; default: "+defaultSeeder+")", checkSeeder),
 		zone, label,
 		listOf("hosts", "`NAME` of a host that is meant (with --fleet; repeatable, or with commas between)", checkHostName),
 		countOf("percent", "100", 1, 100, "`PERCENT` of the hosts that would be meant; which, follows from their names (with --fleet)"),
@@ -154,14 +154,8 @@ func newFleetPrefetch(c *cli.Context) (*fleetPrefetch, error) {
 	if len(seeders) == 0 {
 		seeders = []string{defaultSeeder}
 	}
-	for _, base := range seeders {
-		s := newClient(strings.TrimRight(base, "/"), token)
-		if id != nil {
-			s.identify(id)
-		}
-		p.seeders = append(p.seeders, s)
-	}
-	return p, nil
+	p.seeders, err = seederClients(c.Context, seeders, token, id)
+	return p, err
 }
 
 // run gives the order and watches it until it is done, or cannot be. The job is as last heard of; nil if nothing was.

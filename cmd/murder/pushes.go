@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -30,6 +32,7 @@ func pushFlags() []cli.Flag {
 			}
 			return d, nil
 		}),
+		listOf("warm-fleet", "`GLOB` of images HOST/REPOSITORY:TAG that all mirrors are told to fetch when they have been pushed, * standing for any characters but / (repeatable)", checkGlob),
 		listOf("warm-platform", "`OS/ARCH` of which pushed images are fetched (repeatable; default: all)", checkPlatform),
 	}
 }
@@ -47,6 +50,16 @@ func warmPlatforms(c *cli.Context) (platforms []v1.Platform, err error) {
 		platforms = append(platforms, *p)
 	}
 	return platforms, nil
+}
+
+func checkGlob(s string) error {
+	if _, err := path.Match(s, ""); err != nil {
+		return err
+	}
+	if !strings.Contains(s, "/") || !strings.Contains(s, ":") {
+		return errors.New("it is for names such as reg.example/team/app:v1")
+	}
+	return nil
 }
 
 func checkWatch(s string) error {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 
 	"github.com/murderp2p/murder/cmd/murder/mtls"
@@ -31,17 +34,39 @@ type seeders struct {
 	clients map[roster.Seeder]proxy.Seeder
 }
 
-// openRoster looks up who the seeders are.
-func (d *daemon) openRoster() (*roster.Roster, error) {
+// openRoster looks up who the seeders of the names are.
+func openRoster(ctx context.Context, texts []string, log *slog.Logger) (*roster.Roster, error) {
 	var names []roster.Name
-	for _, text := range listFlag(d.cli, "seeder") {
+	for _, text := range texts {
 		name, err := roster.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("seeder %q: %w", text, err)
 		}
 		names = append(names, name)
 	}
-	return roster.Open(d.cli.Context, roster.Config{Names: names, Log: d.log}), nil
+	return roster.Open(ctx, roster.Config{Names: names, Log: log}), nil
+}
+
+// seederClients are for commands that ask seeders, of which there is at least one.
+func seederClients(ctx context.Context, texts []string, token string, id *mtls.Identity) (clients []*client, err error) {
+	found, err := openRoster(ctx, texts, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	tls := &seederTLS{identity: id}
+	for _, s := range found.Seeders() {
+		u, err := url.Parse(s.URL)
+		if err != nil {
+			return nil, fmt.Errorf("seeder %q: %w", s.URL, err)
+		}
+		c := newClient(strings.TrimRight(s.URL, "/"), token)
+		c.http.Transport.(*http.Transport).DialTLSContext = tls.dialer(u, s.Name)
+		clients = append(clients, c)
+	}
+	if len(clients) == 0 {
+		return nil, fmt.Errorf("DNS names no seeder for %s", strings.Join(texts, ", "))
+	}
+	return clients, nil
 }
 
 // of returns the clients of those who are there now, and forgets the others; and where

@@ -48,7 +48,8 @@ func runSeeder(c *cli.Context) error {
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Allow: upstreams.Allow, Self: selfFrom(newCredentials(d.insecure)),
-		WarmPlatforms: platforms, Watch: watches, WatchEvery: flagValue[time.Duration](c, "watch-interval"),
+		WarmPlatforms: platforms, WarmFleet: listFlag(c, "warm-fleet"),
+		Watch: watches, WatchEvery: flagValue[time.Duration](c, "watch-interval"),
 		Upload: d.limits.upload, Download: d.limits.download,
 		// Without certificates whoever reaches the port can say that it is a host.
 		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,

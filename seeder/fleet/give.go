@@ -24,6 +24,9 @@ func refuse(status int, format string, args ...any) *Refusal {
 	return &Refusal{Status: status, Message: fmt.Sprintf(format, args...)}
 }
 
+// Order takes an order of the seeder's own. The error may be a [*Refusal].
+func (f *Fleet) Order(ctx context.Context, r Request) (Job, error) { return f.give(ctx, r) }
+
 // give takes an order, once the registry has let its giver read each image.
 func (f *Fleet) give(ctx context.Context, r Request) (Job, error) {
 	if err := r.check(); err != nil {
