@@ -33,7 +33,7 @@ demo: build ## the main job on this machine: a registry, a seeder, a fleet of mi
 	bin/murder demo
 
 .PHONY: test
-test: test-programs lint containerd2 ## everything CI runs: lint, unit tests, real engines
+test: test-programs lint containerd2 page-driver ## everything CI runs: lint, unit tests, real engines
 	race=$(RACE); echo "race detector: $${race:-off, as there is no C compiler}"
 	$(GO_TEST) -json $$(go list ./... | grep -v '/integration') | go run ./integration/report
 	$(MAKE) --no-print-directory test-deploy
@@ -61,6 +61,13 @@ $(CONTAINERD2_DIR)/containerd:
 		github.com/containerd/containerd/v2/cmd/ctr@$(CONTAINERD2) \
 		github.com/containerd/containerd/v2/cmd/containerd@$(CONTAINERD2) \
 		|| echo "containerd $(CONTAINERD2) does not build here; its tests will be skipped"
+
+.PHONY: page-driver
+page-driver: integration/page/node_modules/.package-lock.json
+
+# What the tests of the seeder's page drive Chromium with.
+integration/page/node_modules/.package-lock.json: integration/page/package-lock.json
+	cd integration/page && npm ci --ignore-scripts || echo "playwright-core cannot be had here; the tests of the page will be skipped"
 
 .PHONY: lint
 lint: ## what must be clean
@@ -147,6 +154,10 @@ bench-push: ## seconds from the end of a push of 500 MB until the seeder has all
 .PHONY: bench-tracker
 bench-tracker: ## announces a second of 20,000 hosts on 10 swarms each, on one core, and memory a peer
 	$(BENCH) '^TestBenchTracker$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
+.PHONY: bench-page
+bench-page: page-driver ## the seeder's page with 2,000 hosts: bytes and time of the first load, CPU and bytes of an update
+	$(BENCH) '^TestBenchPage$$' ./integration/page | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 IMAGE := murder:$(or $(VERSION),dev)
 

@@ -132,6 +132,20 @@ func (l *Ledger) Records(of ...digest.Digest) []Record {
 	return records
 }
 
+// Arriving returns what is known of the blobs that are on their way, the latest first,
+// most at the most.
+func (l *Ledger) Arriving(most int) []Record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var records []Record
+	for i := len(l.order) - 1; i >= 0 && len(records) < most; i-- {
+		if r := l.records[l.order[i]]; r.State == "arriving" {
+			records = append(records, r.copy())
+		}
+	}
+	return records
+}
+
 // Totals returns the bytes received by source, and those served to clients.
 func (l *Ledger) Totals() (received map[Source]int64, served int64) {
 	l.mu.Lock()

@@ -111,6 +111,12 @@ func (s *Shared) All(ctx context.Context) error {
 
 // Has tells whether this host shares the blob of that swarm, by either of its names.
 func (s *Shared) Has(ih InfoHash) bool {
+	_, ok := s.Blob(ih)
+	return ok
+}
+
+// Blob returns the digest of the blob that this host shares in that swarm.
+func (s *Shared) Blob(ih InfoHash) (d digest.Digest, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d, t := range s.growing { // few: those being fetched
@@ -119,8 +125,9 @@ func (s *Shared) Has(ih InfoHash) bool {
 			delete(s.growing, d)
 		}
 	}
-	o, ok := s.blobs[s.names[ih]]
-	return ok && o.stands()
+	d = s.names[ih]
+	o, ok := s.blobs[d]
+	return d, ok && o.stands()
 }
 
 // Drop leaves the swarm of a blob that has been evicted.

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"errors"
+	"maps"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -72,6 +74,27 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.authorizations.WithLabelValues(result)
 	}
 	return m
+}
+
+// tally counts events by a constant phrase.
+type tally struct {
+	mu sync.Mutex // guards n
+	n  map[string]int64
+}
+
+func (t *tally) add(what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n == nil {
+		t.n = make(map[string]int64)
+	}
+	t.n[what]++
+}
+
+func (t *tally) all() map[string]int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.n)
 }
 
 func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }

@@ -82,6 +82,7 @@ type Mirror struct {
 	uncached  shunned // what the disk did not take
 	pings     pings
 	ledger    *layers.Ledger
+	fallbacks tally
 
 	prefetches atomic.Int64 // requests under way
 
@@ -130,6 +131,9 @@ func (m *Mirror) Wait() { m.running.Wait() }
 
 // Ledger tells where the latest blobs came from.
 func (m *Mirror) Ledger() *layers.Ledger { return m.ledger }
+
+// Fallbacks tells how often a better way was left for a worse one, by reason.
+func (m *Mirror) Fallbacks() map[string]int64 { return m.fallbacks.all() }
 
 // Seeders tells how the seeders are.
 func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health() }
@@ -262,4 +266,7 @@ func (m *Mirror) admit(ctx context.Context, req registry.Request, blob *layers.B
 	return m.grants.AdmitBlob(ctx, m.upstream, req, blob)
 }
 
-func (m *Mirror) fellBack(why string) { m.cfg.Metrics.fallbacks.WithLabelValues(why).Inc() }
+func (m *Mirror) fellBack(why string) {
+	m.cfg.Metrics.fallbacks.WithLabelValues(why).Inc()
+	m.fallbacks.add(why)
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/seeder/fleet"
+	"github.com/murderp2p/murder/seeder/page"
 	"github.com/murderp2p/murder/seeder/pushes"
 	"github.com/murderp2p/murder/seeder/tracker"
 )
@@ -64,8 +65,12 @@ type Config struct {
 	// tells whether they may have credentials; see [fleet.Config].
 	FleetFile        string
 	FleetCredentials bool
-	Metrics          *Metrics
-	Log              *slog.Logger
+	// Version is shown on the page, and Operator tells whether who asks for it may be
+	// told names there; see [page.Config].
+	Version  string
+	Operator func(*http.Request) (bool, error)
+	Metrics  *Metrics
+	Log      *slog.Logger
 }
 
 // Seeder is the origin's daemon. It is an http.Handler.
@@ -78,6 +83,7 @@ type Seeder struct {
 	tracker *tracker.Tracker
 	fleet   *fleet.Fleet
 	warmer  *warmer
+	page    *page.Page
 	pulls   *registry.Handler
 	mux     *http.ServeMux // of all else
 }
@@ -97,6 +103,7 @@ func Open(ctx context.Context, cfg Config) *Seeder {
 	s.tracker = tracker.New(tracker.Config{Has: func(ih [20]byte) bool { return s.shared.Has(ih) }, Self: s.self, Log: cfg.Log})
 	s.fleet = fleet.New(fleet.Config{Resolve: s.resolve, Credentials: cfg.FleetCredentials, File: cfg.FleetFile, Log: cfg.Log})
 	s.pulls = &registry.Handler{Backend: s.backend, DefaultHost: cfg.DefaultRegistry, Sent: s.origin.ledger.Served, Log: cfg.Log}
+	s.page = page.New(page.Config{Source: &viewer{seeder: s}, Operator: cfg.Operator})
 	s.routes()
 	return s
 }
@@ -108,6 +115,8 @@ func (s *Seeder) routes() {
 	s.mux.HandleFunc("GET /announce", s.tracker.ServeAnnounce)
 	s.mux.HandleFunc("GET /scrape", s.tracker.ServeScrape)
 	s.fleet.Routes(s.mux)
+	s.mux.Handle("GET /{$}", s.page)
+	s.mux.Handle("GET /page/", s.page)
 }
 
 // ServeHTTP implements http.Handler.
@@ -126,7 +135,7 @@ func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Run seeds what the store holds already, fetches what is pushed and keeps tracker and
-// fleet, until ctx ends.
+// fleet, until ctx ends. Who looks at the page is sent away then.
 func (s *Seeder) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.tracker.Run(ctx) })
@@ -137,6 +146,7 @@ func (s *Seeder) Run(ctx context.Context) error {
 		watch := &pushes.Watch{Pattern: pattern, Registry: s.warmer, Every: s.cfg.WatchEvery, Found: s.warmer.add, Log: s.cfg.Log}
 		group.Go(func() error { return watch.Run(ctx) })
 	}
+	group.Go(func() error { return s.page.Run(ctx) })
 	return group.Wait()
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/proxy"
 	"github.com/murderp2p/murder/seeder/fleet"
 )
@@ -74,10 +76,32 @@ func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
 	if err := who.Check(); err != nil {
 		return nil, usagef(d.cli, "%v", err)
 	}
-	a := &fleet.Agent{Member: who, Carry: carrier{mirror}.carry, Log: d.log}
+	a := &fleet.Agent{Member: who, Carry: carrier{mirror}.carry, Account: func() fleet.Account { return d.account(mirror) }, Log: d.log}
 	d.registerAgent(a)
 	m.agent = a
 	return m, nil
+}
+
+// account is what the host's seeders are told of it, for their page.
+func (d *daemon) account(mirror *proxy.Mirror) fleet.Account {
+	received, _ := mirror.Ledger().Totals()
+	a := fleet.Account{
+		Blobs: d.store.Usage().Blobs, Fell: mirror.Fallbacks(),
+		Received: fleet.Received{Peer: received[layers.FromPeer], Seeder: received[layers.FromSeeder], Upstream: received[layers.FromUpstream]},
+	}
+	listening, _ := netip.ParseAddrPort(d.swarm.Addr().String())
+	switch advertise := parseAdvertise(d.cli.String("advertise")); {
+	case advertise.Port() != 0:
+		a.Peer = advertise.String()
+	case advertise.Addr().IsValid():
+		a.Peer = netip.AddrPortFrom(advertise.Addr(), listening.Port()).String()
+	default: // by the address that the link comes from
+		a.Peer = fmt.Sprintf(":%d", listening.Port())
+	}
+	for _, r := range mirror.Ledger().Arriving(fleet.MaxArriving) {
+		a.Arriving = append(a.Arriving, fleet.Arriving{Digest: r.Digest.String(), Size: r.Size, Have: r.Received})
+	}
+	return a
 }
 
 func (d *daemon) registerAgent(a *fleet.Agent) {

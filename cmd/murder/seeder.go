@@ -53,6 +53,7 @@ func runSeeder(c *cli.Context) error {
 		Upload: d.limits.upload, Download: d.limits.download,
 		// Without certificates whoever reaches the port can say that it is a host.
 		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,
+		Version: buildVersion(), Operator: d.gate.Operator,
 		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
 	})
 	registerTracker(d.metrics, origin)

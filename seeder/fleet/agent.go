@@ -41,7 +41,9 @@ var ErrHopeless = errors.New("another attempt would fail as well")
 type Agent struct {
 	Member Member
 	Carry  Carry
-	Log    *slog.Logger
+	// Account is asked now and then what the host has moved; nil = nobody is told.
+	Account func() Account
+	Log     *slog.Logger
 
 	mu      sync.Mutex // guards what follows
 	seeders []Seeder

@@ -66,6 +66,7 @@ type Fleet struct {
 	hosts map[string]*host
 	jobs  map[string]*job
 	perIP map[string]int
+	moved Moved
 	rev   uint64 // counts changes, for those who watch
 	dirty bool   // something has changed that the file has
 	ended bool
@@ -164,6 +165,8 @@ type Host struct {
 	JobState  State  `json:"job_state,omitempty"`
 	Bytes     int64  `json:"bytes,omitempty"`
 	BytesDone int64  `json:"bytes_done,omitempty"`
+	// Account is its last; it is not part of the API.
+	Account Account `json:"-"`
 }
 
 // The states of a [Host].

@@ -40,6 +40,9 @@ type message struct {
 	Cancel string  `json:"cancel,omitempty"` // leave the order of that name
 	Bye    string  `json:"bye,omitempty"`    // why the seeder parts with the host
 	Report *Report `json:"report,omitempty"` // of the host
+	// Every is how long a host is to wait between two Accounts.
+	Every   Duration `json:"every,omitempty"`
+	Account *Account `json:"account,omitempty"` // of the host
 }
 
 // link is the seeder's side of one.
@@ -137,10 +140,13 @@ func (f *Fleet) serve(l *link, address string, r *bufio.Reader) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	f.links.Go(func() { l.write(ctx) })
+	f.links.Go(func() { l.write(ctx, f.accountEvery) })
 	err := l.read(r, func(m message) {
 		if m.Report != nil {
 			f.report(l, *m.Report)
+		}
+		if m.Account != nil {
+			f.account(l, *m.Account)
 		}
 	})
 	f.part(l, err)
@@ -163,6 +169,7 @@ func (f *Fleet) join(l *link, address string) bool {
 		h.link.send(message{Bye: fmt.Sprintf("a host at %s goes by the name %s, too", address, l.member.Name)})
 	}
 	h.Member, h.address, h.link, h.since = l.member, address, l, time.Now()
+	h.account.Arriving = nil
 	f.changed()
 	f.arrived(h)
 	return true
@@ -174,13 +181,14 @@ func (f *Fleet) part(l *link, err error) {
 	defer f.mu.Unlock()
 	if h := f.hosts[l.member.Name]; h != nil && h.link == l {
 		h.link, h.since = nil, time.Now()
+		h.account.Arriving = nil
 		f.changed()
 	}
 	f.cfg.Log.Debug("host is away", "host", l.member.Name, "err", err)
 }
 
 // write sends what is queued, and that we are there, until ctx ends.
-func (l *link) write(ctx context.Context) {
+func (l *link) write(ctx context.Context, every func() Duration) {
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	for {
@@ -189,6 +197,7 @@ func (l *link) write(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
+			m.Every = every()
 		case m = <-l.queue:
 		}
 		if writeMessage(l.conn, m) != nil || m.Bye != "" {

@@ -123,11 +123,13 @@ type host struct {
 	address string
 	link    *link     // nil while it is away
 	since   time.Time // it came or went
+	account Account   // its last
+	told    bool      // it has given one
 }
 
 // public is the host for others, with the newest of jobs that it is at work on.
 func (h *host) public(jobs []*job) Host {
-	p := Host{Name: h.Name, Zone: h.Zone, Labels: h.Labels, Address: h.address, Version: h.Version, State: Connected, Since: h.since}
+	p := Host{Name: h.Name, Zone: h.Zone, Labels: h.Labels, Address: h.address, Version: h.Version, State: Connected, Since: h.since, Account: h.account}
 	if h.link == nil {
 		p.State = Away
 	}

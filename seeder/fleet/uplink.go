@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,8 @@ type uplink struct {
 	conn   net.Conn
 	soon   chan struct{} // holds one token when there is progress to tell of
 	now    chan struct{} // likewise, when that is not to wait
+
+	accountEvery atomic.Int64 // a time.Duration, as the seeder asks for; 0 = it has not yet
 
 	// guarded by Agent.mu
 	news  map[*task]bool
@@ -101,6 +104,8 @@ func (a *Agent) link(ctx context.Context, s Seeder, start func(*task)) (up bool,
 	a.Log.Info("link to the seeder's fleet", "seeder", s.URL.Redacted(), "as", a.Member.Name)
 	err = readMessages(u.conn, r, maxLine, func(m message) error {
 		switch {
+		case m.Every > 0:
+			u.accountEvery.Store(int64(m.Every))
 		case m.Bye != "":
 			return &refusedLink{m.Bye, otherWait}
 		case m.Order != nil:
@@ -212,6 +217,9 @@ func (u *uplink) write(ctx context.Context) {
 	defer pause.Stop()
 	<-pause.C
 	soon := u.soon // nil during a pause
+	accounts := u.agent.accounts(u.conn)
+	due := time.NewTimer(0)
+	defer due.Stop()
 	for {
 		beats := false
 		select {
@@ -222,6 +230,12 @@ func (u *uplink) write(ctx context.Context) {
 			continue
 		case <-beat.C:
 			beats = true
+		case <-due.C:
+			if err := accounts(); err != nil {
+				return
+			}
+			due.Reset(u.untilAccount())
+			continue
 		case <-u.now:
 		case <-soon:
 		}

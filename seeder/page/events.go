@@ -1,11 +1,17 @@
 package page
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/murderp2p/murder/registry"
 )
+
+var errCrowded = &registry.Error{
+	Status: http.StatusServiceUnavailable, Code: registry.CodeUnavailable, Header: http.Header{"Retry-After": {"10"}},
+	Message: fmt.Sprintf("%d are looking at this page already, which is the most at the same time", maxViewers),
+}
 
 // serveEvents answers GET /page/events.
 func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
@@ -16,8 +22,7 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	a := p.join(names)
 	if a == nil {
-		w.Header().Set("Retry-After", "10")
-		registry.WriteError(w, r, registry.Unavailable("%d are looking at this page already, which is the most at the same time", maxViewers))
+		registry.WriteError(w, r, errCrowded)
 		return
 	}
 	defer p.leave(a)

@@ -133,6 +133,24 @@ func (g *Gate) admit(r *http.Request, token *Token, flag string) error {
 	return e
 }
 
+// Operator tells whether who asks has the right to the own API, in order to be shown
+// more than others are: with the token, or where there is none from this machine, by a
+// name that no page of a stranger's can go by. The error is for who shows a token that
+// is not right.
+func (g *Gate) Operator(r *http.Request) (bool, error) {
+	if crossSite(r) {
+		return false, nil
+	}
+	if g.Token == nil && !unownable(hostOf(r.Host)) {
+		return false, nil
+	}
+	err := g.admit(r)
+	if r.Header.Get("Authorization") == "" {
+		return err == nil, nil
+	}
+	return err == nil, err
+}
+
 func refusal(status int, code, format string, args ...any) *registry.Error {
 	return &registry.Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
 }

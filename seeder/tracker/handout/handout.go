@@ -259,3 +259,10 @@ func (s *Swarm) tell(i int, p Peer, ok bool) {
 	s.Cancel(w)
 	w.told(p, ok)
 }
+
+// Each tells of all peers that are listed, in no order.
+func (s *Swarm) Each(tell func(p Peer, zone string, complete bool)) {
+	for i := range s.peers {
+		tell(s.peers[i].handed(), s.zoneOf(i).name, s.peers[i].complete)
+	}
+}
