@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 // well: on a busy machine it may be silent for long.
 const patience = time.Minute
 
+// operatorHeader is shown by who may be told names on the page of a testSeeder.
+const operatorHeader = "Test-Operator"
+
 // big is the size of a blob of many pieces.
 const big = 3<<20 + 12345
 
@@ -129,7 +132,8 @@ func newSeederWith(t testing.TB, dir string, set func(*seeder.Config), up ...*re
 		Store: s.store, Swarm: s.swarm, DefaultRegistry: up[0].Host,
 		Upstream: registrytest.Client(hosts...),
 		TagTTL:   time.Hour, AuthTTL: time.Hour, AuthGrace: time.Hour,
-		Metrics: seeder.NewMetrics(s.metrics), Log: testLog(t),
+		Operator: func(r *http.Request) (bool, error) { return r.Header.Get(operatorHeader) != "", nil },
+		Metrics:  seeder.NewMetrics(s.metrics), Log: testLog(t),
 	}
 	set(&cfg)
 	s.Seeder = seeder.Open(ctx, cfg)

@@ -17,6 +17,7 @@ type fakeFleet struct {
 	step    int  // of steps
 	hostile bool // names are such as strangers would choose
 	idle    bool
+	play    bool // a step at each View, over and over
 }
 
 // steps is how many it takes until all hosts have everything.
@@ -62,6 +63,9 @@ func (f *fakeFleet) Totals() page.Totals {
 func (f *fakeFleet) View() page.View {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.play {
+		f.step = f.step%(steps-1) + 1
+	}
 	v := page.View{Now: page.Now{Version: "v1.4.0", Cached: 90 << 30}}
 	if f.idle {
 		return v

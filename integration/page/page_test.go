@@ -42,12 +42,16 @@ func TestPage(t *testing.T) {
 	}
 	checked := 0
 	for lines := bufio.NewScanner(out); lines.Scan(); checked++ {
-		var check struct{ Name, Error string }
+		var check struct {
+			Name, Error string
+			Seconds     float64
+		}
 		if err := json.Unmarshal(lines.Bytes(), &check); err != nil {
 			t.Errorf("page.mjs said %q", lines.Text())
 			continue
 		}
 		t.Run(check.Name, func(t *testing.T) {
+			t.Logf("%.1f s", check.Seconds)
 			if check.Error != "" {
 				t.Error(check.Error)
 			}

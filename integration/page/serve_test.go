@@ -84,7 +84,7 @@ func (s *seeder) kill() {
 	}
 }
 
-// ServeHTTP does what the browser's side of a test asks for: /set?hosts=&step=&hostile=&idle=,
+// ServeHTTP does what the browser's side of a test asks for: /set?hosts=&step=&hostile=&idle=&play=,
 // /kill, /start.
 func (s *seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var err error
@@ -114,7 +114,7 @@ func (s *seeder) set(r *http.Request) (err error) {
 		}
 		number("hosts", &f.hosts)
 		number("step", &f.step)
-		f.hostile, f.idle = q.Has("hostile"), q.Has("idle")
+		f.hostile, f.idle, f.play = q.Has("hostile"), q.Has("idle"), q.Has("play")
 	})
 	return err
 }

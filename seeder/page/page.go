@@ -41,8 +41,8 @@ const (
 // Config says what a [Page] shows to whom.
 type Config struct {
 	Source Source
-	// Operator tells whether who asks may be told names. Its error is sent: it is for
-	// who shows a token that is not right.
+	// Operator tells whether who asks may be told names; nil = nobody may. Its error is
+	// sent: it is for who shows a token that is not right.
 	Operator func(*http.Request) (bool, error)
 	// Every is how often the Source is asked; 0 means each second.
 	Every time.Duration
@@ -76,6 +76,9 @@ type audience struct {
 func New(cfg Config) *Page {
 	if cfg.Every <= 0 {
 		cfg.Every = time.Second
+	}
+	if cfg.Operator == nil {
+		cfg.Operator = func(*http.Request) (bool, error) { return false, nil }
 	}
 	p := &Page{cfg: cfg, woken: make(chan struct{}, 1), ended: make(chan struct{})}
 	for i := range p.audiences {

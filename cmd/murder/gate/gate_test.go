@@ -132,6 +132,51 @@ func TestWhoIsLetIn(t *testing.T) {
 	}
 }
 
+// TestOperator is about the seeder's page, which answers all and tells some more.
+func TestOperator(t *testing.T) {
+	for _, test := range []struct {
+		headers   []string
+		bare, tok string // without and with a token
+	}{
+		{nil, "yes", "no"},
+		{[]string{"Host: localhost:7070"}, "yes", "no"},
+		{[]string{"Host: seeder"}, "yes", "no"},
+		{[]string{"Host: evil.example"}, "no", "no"}, // may lead here
+		{[]string{"Host: evil.example", "Authorization: Bearer x"}, "no", "refused"},
+		{[]string{"Host: seeder.example", bearer}, "no", "yes"},
+		{[]string{afar}, "no", "no"},
+		{[]string{afar, bearer}, "refused", "yes"},
+		{[]string{afar, bearer + "x"}, "refused", "refused"},
+		{[]string{afar, "Authorization: Basic " + secret}, "refused", "refused"},
+		{[]string{bearer}, "yes", "yes"},
+		{[]string{"X-Forwarded-For: 10.0.0.9"}, "no", "no"},
+		{[]string{"Forwarded: for=10.0.0.9"}, "no", "no"},
+		{[]string{"Sec-Fetch-Site: cross-site"}, "no", "no"},
+		{[]string{"Sec-Fetch-Site: cross-site", bearer}, "no", "no"},
+		{[]string{"Sec-Fetch-Site: same-origin"}, "yes", "no"},
+	} {
+		for i, want := range []string{test.bare, test.tok} {
+			g := newGate(t, i == 1)
+			g.Names, g.Own = nil, func(string) bool { return false } // as a seeder's
+			got := ""
+			g.Next = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				switch yes, err := g.Operator(r); {
+				case err != nil:
+					got = "refused"
+				case yes:
+					got = "yes"
+				default:
+					got = "no"
+				}
+			})
+			ask(g, "GET", "/page/events", test.headers...)
+			if got != want {
+				t.Errorf("%v, token needed: %v = %s, want %s", test.headers, i == 1, got, want)
+			}
+		}
+	}
+}
+
 // A page whose name leads to this host is not let in, whatever it asks for.
 func TestRebinding(t *testing.T) {
 	for host, want := range map[string]int{

@@ -427,6 +427,8 @@ function drawHosts() {
 		set(lacks, h.left ? bytes(h.left) : '–');
 		set(layers, count(h.whole));
 	});
+	$('host-rows').parentElement.hidden = $('filter').hidden = state.hosts.size === 0;
+	$('no-hosts').hidden = state.hosts.size > 0;
 	$('more').hidden = hosts.length <= shown.length;
 	set($('more'), `Show more of ${count(hosts.length)}`);
 }
