@@ -99,6 +99,10 @@ bench-warm: ## a cached blob over loopback, against nginx and the same file
 bench-cold: ## the first pull of a 500 MB image, against one straight from the registry
 	$(BENCH) '^TestBenchCold$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
+.PHONY: bench-disk
+bench-disk: ## disk used by a host that has pulled an image with containerd, with --engine-store against without
+	$(BENCH) '^TestBenchDisk$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+
 .PHONY: bench-memory
 bench-memory: ## resident memory of a mirror: idle, streaming 1 GiB to 3 clients, and with 1,000 layers, 100 swarms and 200 slow clients
 	$(BENCH) '^TestBench(Memory|Crowd)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'

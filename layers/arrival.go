@@ -34,7 +34,10 @@ type arrival struct {
 	size   int64
 	origin string   // who vouches for it
 	file   *os.File // nil at rest
-	noted  *noted
+	noted  *noted   // nil = nothing is
+	// shelved is set when file is not ours, but lies on the shelf: what it was when it was
+	// opened. Then all bytes are here from the start, and none counts as arriving.
+	shelved *stamp
 
 	// While torrent is nil the first prefix bytes are here, and behind them the
 	// pieces of have, if there was a torrent once. None counts as verified.
@@ -137,7 +140,7 @@ func (s *Store) openPartial(d digest.Digest, size int64, origin string) (*Partia
 	s.dropStale()
 	for {
 		s.mu.Lock()
-		p, closed, whole := s.partials[d], s.closed, s.blobs[d] != nil
+		p, closed, whole := s.partials[d], s.closed, s.blobs[d] != nil && !s.blobs[d].shelved
 		s.mu.Unlock()
 		switch {
 		case closed:

@@ -1,6 +1,8 @@
 package layers
 
 import (
+	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -38,7 +40,20 @@ func (b *Blob) ReadAt(buf []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	return b.file.ReadAt(buf, off)
+	n, err := b.file.ReadAt(buf, off)
+	if b.entry.shelved && n > 0 && !b.stillRight(off, int64(n)) {
+		return 0, fmt.Errorf("blob %s at %d: %w", b.Digest(), off, errLost)
+	}
+	return n, err
+}
+
+// Copied returns b if its bytes must be read and then sent, and nil if File may be given
+// to the kernel to send: on the Shelf somebody might change it before the kernel reads.
+func (b *Blob) Copied() io.ReaderAt {
+	if b.entry.shelved {
+		return b
+	}
+	return nil
 }
 
 // Unpin lets the store evict the blob although it is open; it stays readable, and

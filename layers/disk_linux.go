@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -92,4 +93,21 @@ func lock(f *os.File) error {
 		return errLocked
 	}
 	return os.NewSyscallError("flock", err)
+}
+
+// stampOf returns what tells this state of a file from others.
+func stampOf(fi fs.FileInfo) stamp {
+	st := stamp{size: fi.Size(), mtime: fi.ModTime().UnixNano(), ctime: changedAt(fi).UnixNano()}
+	if sys, ok := fi.Sys().(*syscall.Stat_t); ok {
+		st.device, st.inode = uint64(sys.Dev), sys.Ino
+	}
+	return st
+}
+
+// changedAt returns when a file was changed last, by whatever call.
+func changedAt(fi fs.FileInfo) time.Time {
+	if sys, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return time.Unix(sys.Ctim.Unix())
+	}
+	return fi.ModTime()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"time"
 )
 
 // dataAfter takes all of f from off for data.
@@ -38,3 +39,10 @@ func lock(*os.File) error { return nil }
 func openQuietly(path string) (*os.File, error) { return os.Open(path) }
 
 func forgetCached(*os.File, int64, int64) {}
+
+// stampOf goes by what all systems tell of a file.
+func stampOf(fi fs.FileInfo) stamp {
+	return stamp{size: fi.Size(), mtime: fi.ModTime().UnixNano()}
+}
+
+func changedAt(fi fs.FileInfo) time.Time { return fi.ModTime() }

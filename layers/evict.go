@@ -33,7 +33,7 @@ func (s *Store) unpin(e *entry) {
 	e.pins--
 	if e.pins == 0 && !e.gone {
 		s.newest, e.used = e, time.Now()
-		if s.held[e.digest] == 0 {
+		if s.held[e.digest] == 0 && !e.shelved {
 			e.elem = s.idle.PushFront(e)
 		}
 	}
@@ -49,7 +49,7 @@ func (s *Store) use(e *entry) {
 	if e.elem != nil {
 		s.idle.MoveToFront(e.elem)
 	}
-	touch := !e.gone && now.Sub(e.touched) >= touchInterval
+	touch := !e.gone && !e.shelved && now.Sub(e.touched) >= touchInterval
 	if touch {
 		e.touched = now
 	}
@@ -67,6 +67,10 @@ func (s *Store) add(d digest.Digest, size, arrived int64) *entry {
 	defer s.mu.Unlock()
 	s.arriving -= arrived
 	e := s.blobs[d]
+	if e != nil && e.shelved { // from now on it is ours
+		s.drop(e)
+		e = nil
+	}
 	if e == nil {
 		e = &entry{digest: d, size: size, touched: now}
 		s.blobs[d] = e
@@ -84,7 +88,12 @@ func (s *Store) add(d digest.Digest, size, arrived int64) *entry {
 // drop takes a blob out of the maps. s.names and s.mu are held.
 func (s *Store) drop(e *entry) {
 	delete(s.blobs, e.digest)
-	s.bytes -= e.size
+	if e.shelved {
+		s.shelved -= e.size
+		s.shelfLen--
+	} else {
+		s.bytes -= e.size
+	}
 	e.gone = true
 	if e.elem != nil {
 		s.idle.Remove(e.elem)
@@ -157,9 +166,9 @@ func (s *Store) tell() {
 			return
 		case <-s.told.ready:
 		}
-		for _, d := range s.told.take() {
+		for d, moved := range s.told.take() {
 			// If it has come in again, what is held of it is as good as new.
-			if _, back := s.Stat(d); !back {
+			if _, back := s.Stat(d); !back || moved {
 				s.onEvict(d)
 			}
 		}
@@ -170,21 +179,24 @@ func (s *Store) tell() {
 type evictions struct {
 	ready chan struct{} // holds one token while the list is not empty
 
-	mu   sync.Mutex // guards list
-	list []digest.Digest
+	mu   sync.Mutex             // guards list
+	list map[digest.Digest]bool // whether it is on the shelf now
 }
 
-func (q *evictions) put(d digest.Digest) {
+func (q *evictions) put(d digest.Digest, moved bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.list = append(q.list, d)
+	if q.list == nil {
+		q.list = make(map[digest.Digest]bool)
+	}
+	q.list[d] = moved || q.list[d]
 	select {
 	case q.ready <- struct{}{}:
 	default:
 	}
 }
 
-func (q *evictions) take() []digest.Digest {
+func (q *evictions) take() map[digest.Digest]bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	list := q.list
@@ -218,7 +230,7 @@ func (s *Store) evict() bool {
 	}
 	s.log.Debug("evicted", "digest", d, "whole", e != nil)
 	if e != nil && s.onEvict != nil {
-		s.told.put(d)
+		s.told.put(d, false)
 	}
 	return true
 }

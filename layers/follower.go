@@ -164,9 +164,12 @@ func (p *Partial) firstHashes() []byte {
 // more to hash after all.
 func (p *Partial) judgeWhole() (done bool, err error) {
 	d := digest.NewDigest(p.digest.Algorithm(), p.digester)
-	var rotten error
-	if d != p.digest {
-		rotten = p.rotten()
+	var fault error
+	switch {
+	case p.shelved != nil: // some of it may have been read before a change, some after that
+		fault = unchanged(p.file, *p.shelved)
+	case d != p.digest:
+		fault = p.rotten()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,8 +178,8 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 		return true, p.err
 	case p.rewind || p.outOfStep() || p.contiguous() < p.size:
 		return false, nil
-	case rotten != nil:
-		p.end(fmt.Errorf("blob %s, before it was whole: %w", p.digest, rotten))
+	case fault != nil:
+		p.end(fmt.Errorf("blob %s, before it was whole: %w", p.digest, fault))
 		return true, p.err
 	case d != p.digest:
 		p.end(fmt.Errorf("blob %s is %s: %w", p.digest, d, ErrMismatch))
@@ -236,6 +239,9 @@ func (p *Partial) becomeWhole() {
 
 // commit brings a blob whose digest is right into the store.
 func (p *Partial) commit() error {
+	if p.shelved != nil {
+		return p.commitShelved()
+	}
 	if err := p.file.Sync(); err != nil {
 		return fmt.Errorf("sync blob %s: %w", p.digest, err)
 	}
@@ -270,7 +276,7 @@ func (p *Partial) close() {
 // settle ends the Partial, with the blob in the store if err is nil. What is left of it
 // otherwise is kept for the next, or removed if it is known to be wrong.
 func (p *Partial) settle(err error) {
-	if err != nil && !errors.Is(err, ErrMismatch) {
+	if err != nil && !errors.Is(err, ErrMismatch) && p.shelved == nil {
 		p.noteRest()
 	}
 	p.close()
@@ -301,6 +307,9 @@ func (s *Store) release(p *Partial, a *arrival, err error) {
 	defer s.names.Unlock()
 	var unlinkErr error
 	switch {
+	case p.shelved != nil:
+		s.releaseShelved(p, err)
+		return
 	case err == nil:
 		unlinkErr = s.unlinkBeside(p.digest)
 	case p.isUseless(err):

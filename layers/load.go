@@ -38,7 +38,7 @@ func (s *Store) load() error {
 	}
 	var err error
 	s.index, err = openIndex(filepath.Join(s.dir, ocispec.ImageIndexFile), s.partialDir(), s.log,
-		func(d digest.Digest) bool { _, ok := s.blobs[d]; return ok })
+		func(d digest.Digest) bool { e, ok := s.blobs[d]; return ok && !e.shelved })
 	return err
 }
 
@@ -157,19 +157,30 @@ func (s *Store) tidyBeside(d digest.Digest) error {
 	return err
 }
 
-// tidyTorrents removes the metainfo of blobs that are not there.
+// tidyTorrents removes the metainfo of blobs that are neither here nor on the shelf. What
+// lies there is taken in like what lies here: it is hashed when it is read.
 func (s *Store) tidyTorrents() error {
 	dir := filepath.Join(s.dir, "torrents")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
+	var without []digest.Digest
 	for _, e := range entries {
 		d, err := parseFileName(strings.TrimSuffix(e.Name(), torrentSuffix))
-		if err != nil || s.blobs[d] != nil {
+		if err == nil && s.blobs[d] == nil {
+			without = append(without, d)
+		}
+	}
+	if s.shelf != nil {
+		// If it cannot be looked at, what lies there is hashed again when it can.
+		_ = s.shelf.stat(without, func(d digest.Digest, size int64) { s.addShelved(d, size) })
+	}
+	for _, d := range without {
+		if s.blobs[d] != nil {
 			continue
 		}
-		if err := remove(filepath.Join(dir, e.Name())); err != nil {
+		if err := remove(s.torrentPath(d)); err != nil {
 			return err
 		}
 	}

@@ -55,6 +55,10 @@ func (s *Store) PutManifest(desc ocispec.Descriptor, content []byte, ref string)
 		return fmt.Errorf("manifest %s: %w", desc.Digest, ErrMismatch)
 	}
 	e := s.pin(desc.Digest)
+	if e != nil && e.shelved { // the layout has its manifests itself
+		s.unpin(e)
+		e = nil
+	}
 	if e == nil {
 		var err error
 		if e, err = s.putBlob(desc.Digest, content); err != nil {

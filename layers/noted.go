@@ -110,6 +110,9 @@ func earlierTorrent(a *arrival, hashes []byte) *Torrent {
 
 // note keeps what is known of the first pieces for a later run.
 func (p *Partial) note(hashes []byte, anything bool) {
+	if p.noted == nil {
+		return
+	}
 	if err := p.noted.note(hashes, anything); err != nil { // a restart would begin the blob anew
 		p.store.ail(fmt.Errorf("note hashes of %s: %w", p.digest, err))
 	}

@@ -32,6 +32,9 @@ type Partial struct {
 	digest digest.Digest
 	size   int64
 	origin string
+	// shelved is what the file was when it was opened, if it is the shelf's: nobody may be
+	// given what it was later.
+	shelved *stamp
 
 	reserved chan struct{} // closed when the disk has room for all of it, or has not
 	verified chan struct{} // closed when the digest is right
@@ -74,6 +77,7 @@ func newPartial(s *Store, a *arrival) *Partial {
 		digest:   a.digest,
 		size:     a.size,
 		origin:   a.origin,
+		shelved:  a.shelved,
 		reserved: make(chan struct{}),
 		verified: make(chan struct{}),
 		done:     make(chan struct{}),
@@ -105,6 +109,9 @@ const reserveStep = 8 << 20
 // takes longer than they do.
 func (p *Partial) reserve() {
 	defer close(p.reserved)
+	if p.shelved != nil {
+		return
+	}
 	for off := int64(0); off < p.size && !p.over(); off += reserveStep {
 		if err := reserve(p.file, off, min(reserveStep, p.size-off)); err != nil {
 			p.Fail(fmt.Errorf("reserve space for blob %s: %w", p.digest, err))
@@ -394,7 +401,7 @@ func (p *Partial) end(err error) {
 		return
 	}
 	p.err, p.ended = err, true
-	if DiskFailed(err) {
+	if DiskFailed(err) && p.shelved == nil {
 		p.store.ail(err)
 	}
 	if p.made != nil && err != nil {

@@ -292,6 +292,10 @@ func (p *Partial) openFile() (*os.File, *Blob, error) {
 	p.mu.Unlock()
 	if err == nil {
 		defer p.work.Done()
+		if p.shelved != nil {
+			f, err := p.openShelvedAgain()
+			return f, nil, err
+		}
 		f, err := os.Open(p.file.Name())
 		return f, nil, err
 	}

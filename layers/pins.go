@@ -59,6 +59,10 @@ func (s *Store) PinImage(p Pin) error {
 	s.pinning.Lock()
 	defer s.pinning.Unlock()
 	unhold := s.Hold(p.Blobs)
+	if err := s.copyShelved(p.Blobs); err != nil {
+		unhold()
+		return fmt.Errorf("pin %s: %w", p.Image, err)
+	}
 	if missing := s.missing(p.Blobs); len(missing) > 0 {
 		unhold()
 		return &MissingError{missing}
@@ -131,7 +135,7 @@ func (s *Store) unhold(blobs []digest.Digest) {
 			continue
 		}
 		delete(s.held, d)
-		if e := s.blobs[d]; e != nil && e.pins == 0 && e.elem == nil {
+		if e := s.blobs[d]; e != nil && e.pins == 0 && e.elem == nil && !e.shelved {
 			s.idleAgain(e)
 		}
 	}
@@ -156,7 +160,7 @@ func (s *Store) missing(blobs []digest.Digest) (missing []digest.Digest) {
 		s.mu.Lock()
 		e := s.blobs[d]
 		s.mu.Unlock()
-		if e == nil {
+		if e == nil || e.shelved {
 			missing = append(missing, d)
 			continue
 		}
@@ -171,7 +175,7 @@ func (s *Store) missing(blobs []digest.Digest) (missing []digest.Digest) {
 // heldBytes returns how many bytes of the store pins keep. s.mu is held.
 func (s *Store) heldBytes() (n int64) {
 	for d := range s.held {
-		if e := s.blobs[d]; e != nil {
+		if e := s.blobs[d]; e != nil && !e.shelved {
 			n += e.size
 		}
 	}

@@ -19,8 +19,10 @@ const believedFor = 24 * time.Hour
 // may rot, and people copy, restore and repair files. So does what was written to since,
 // which the file's mtime tells.
 type proof struct {
+	strict bool // the file is not ours: any change of it counts, see stamp
+
 	mu     sync.Mutex // guards all below
-	mtime  time.Time  // of the file when it was looked at
+	file   stamp      // when it was looked at
 	since  time.Time  // when the first of pieces was found right
 	whole  bool       // all of them are
 	pieces bitset
@@ -33,12 +35,23 @@ func (p *proof) found(fi os.FileInfo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.begin(fi)
+	if p.strict && !isSettled(fi) {
+		return
+	}
 	p.whole, p.hashed = true, p.since
 }
 
 // begin believes nothing of the file that fi tells of. p.mu is held.
 func (p *proof) begin(fi os.FileInfo) {
-	p.mtime, p.since, p.whole, p.pieces, p.count = fi.ModTime(), time.Now(), false, nil, 0
+	p.file, p.since, p.whole, p.pieces, p.count = p.stamp(fi), time.Now(), false, nil, 0
+}
+
+// stamp returns by what the file that fi tells of is known again.
+func (p *proof) stamp(fi os.FileInfo) stamp {
+	if p.strict {
+		return stampOf(fi)
+	}
+	return stamp{mtime: fi.ModTime().UnixNano()}
 }
 
 // lastHashed returns when all of the file was last hashed in one go, in this run.
@@ -53,7 +66,7 @@ func (p *proof) lastHashed() time.Time {
 func (p *proof) holds(fi os.FileInfo, first, last int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !fi.ModTime().Equal(p.mtime) || time.Since(p.since) > believedFor {
+	if p.stamp(fi) != p.file || time.Since(p.since) > believedFor {
 		p.begin(fi)
 	}
 	if p.whole || first > last {
@@ -71,7 +84,7 @@ func (p *proof) holds(fi os.FileInfo, first, last int) bool {
 func (p *proof) right(fi os.FileInfo, i, total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.whole || !fi.ModTime().Equal(p.mtime) {
+	if p.whole || p.stamp(fi) != p.file || p.strict && !isSettled(fi) {
 		return
 	}
 	if p.pieces == nil {
@@ -98,8 +111,8 @@ func (p *proof) touch(path string, at time.Time) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if before.ModTime().Equal(p.mtime) {
-		p.mtime = after.ModTime()
+	if p.stamp(before) == p.file {
+		p.file = p.stamp(after)
 	}
 }
 
@@ -128,7 +141,11 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 	if n <= 0 {
 		return nil
 	}
-	fi, err := f.Stat()
+	look := f.Stat
+	if e.shelved { // by which time whoever changes it, be it only its name, has done so
+		look = func() (os.FileInfo, error) { return settle(f) }
+	}
+	fi, err := look()
 	if err != nil {
 		return err
 	}
@@ -152,6 +169,14 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 		e.proof.right(fi, i, m.Pieces())
 	}
 	return nil
+}
+
+// stillRight tells whether what has just been read of the blob, n bytes from off, was what
+// Check has found right before.
+func (b *Blob) stillRight(off, n int64) bool {
+	fi, err := b.file.Stat()
+	pl := PieceLength(b.Size())
+	return err == nil && b.entry.proof.holds(fi, int(off/pl), int((off+n-1)/pl))
 }
 
 // metainfo returns what the blob's pieces are judged by.
@@ -192,12 +217,15 @@ func (s *Store) rotten(e *entry, err error) {
 	s.drop(e)
 	s.rotted++
 	s.mu.Unlock()
-	s.log.Error("blob in the cache has rotted, it will be fetched anew", "digest", e.digest, "bytes", e.size, "err", err)
+	if e.shelved {
+		s.shelf.distrust(e.digest)
+	}
+	s.log.Error("blob in the cache has rotted, it will be fetched anew", "digest", e.digest, "bytes", e.size, "shelf", e.shelved, "err", err)
 	if err := s.unlink(e.digest); err != nil {
 		s.log.Error("rotten blob could not be removed", "digest", e.digest, "err", err)
 	}
 	if s.onEvict != nil {
-		s.told.put(e.digest)
+		s.told.put(e.digest, false)
 	}
 }
 
@@ -224,8 +252,11 @@ func (r *checkedReader) Read(b []byte) (int, error) {
 }
 
 // WriteTo implements io.WriterTo. It copies from a file, which a TCP connection takes by
-// sendfile.
+// sendfile, unless that is not ours.
 func (r *checkedReader) WriteTo(w io.Writer) (written int64, err error) {
+	if r.blob.entry.shelved {
+		return copyThrough(w, r)
+	}
 	for r.off < r.end {
 		n := min(maxSpan, r.end-r.off)
 		if err := r.blob.Check(r.off, n); err != nil {

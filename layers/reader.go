@@ -66,7 +66,7 @@ func (r *reader) Read(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	got, err := r.file.ReadAt(b[:n], r.off)
+	got, err := r.readFile(b[:n], r.off)
 	if got == 0 {
 		return 0, r.readError(err)
 	}
@@ -87,6 +87,10 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 		}
 		if err != nil {
 			return written, err
+		}
+		if r.p.shelved != nil || r.blob != nil && r.blob.entry.shelved {
+			got, err := copyThrough(w, r)
+			return written + got, err
 		}
 		if _, err := r.file.Seek(r.off, io.SeekStart); err != nil {
 			return written, r.readError(err)
@@ -120,13 +124,24 @@ func (r *reader) ReadAt(b []byte, off int64) (int, error) {
 	if r.file == nil {
 		return 0, r.readError(io.EOF)
 	}
-	n, err := r.file.ReadAt(b, off)
+	n, err := r.readFile(b, off)
 	r.p.mu.Lock()
 	defer r.p.mu.Unlock()
 	if r.err != nil {
 		return 0, r.err
 	}
 	return n, err
+}
+
+// readFile reads from the file, which if it is the shelf's must still be as it was.
+func (r *reader) readFile(b []byte, off int64) (int, error) {
+	if r.p.shelved != nil {
+		return readUnchanged(r.file, *r.p.shelved, b, off)
+	}
+	if r.blob != nil && r.blob.entry.shelved {
+		return r.blob.ReadAt(b, off)
+	}
+	return r.file.ReadAt(b, off)
 }
 
 // advance notes that n bytes have been given out.

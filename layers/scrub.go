@@ -73,8 +73,8 @@ func (s *Store) due(before time.Time) []*entry {
 // rehash reads a whole blob, and notes that it is right or drops it. That is no use of
 // it: neither its place in the order of eviction changes nor what the page cache holds.
 func (s *Store) rehash(ctx context.Context, e *entry, pace *rate.Limiter) error {
-	f, err := openQuietly(s.blobPath(e.digest))
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := s.openQuietly(e)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNotFound) {
 		return nil // evicted meanwhile; if not, who opens it finds out
 	}
 	if err != nil {
@@ -93,8 +93,18 @@ func (s *Store) rehash(ctx context.Context, e *entry, pace *rate.Limiter) error 
 		s.rotten(e, fmt.Errorf("rehash: %w", err))
 		return nil
 	}
+	if e.shelved && unchanged(f, stampOf(fi)) != nil {
+		return nil // the next reader looks
+	}
 	e.proof.found(fi)
 	return s.noteRight(e, m)
+}
+
+func (s *Store) openQuietly(e *entry) (*os.File, error) {
+	if e.shelved {
+		return s.openBlob(e)
+	}
+	return openQuietly(s.blobPath(e.digest))
 }
 
 // noteRight keeps when a blob was found right.
@@ -145,11 +155,16 @@ func (s *Store) startScrub(bytesPerSecond int64) {
 	if bytesPerSecond <= 0 {
 		return
 	}
+	pace := rate.NewLimiter(rate.Limit(bytesPerSecond), 1<<20)
+	s.goWith(func(ctx context.Context) { s.scrub(ctx, pace) })
+}
+
+// goWith runs f with a context that ends at Close.
+func (s *Store) goWith(f func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.running.Go(func() {
 		defer cancel()
 		<-s.stop
 	})
-	pace := rate.NewLimiter(rate.Limit(bytesPerSecond), 1<<20)
-	s.running.Go(func() { s.scrub(ctx, pace) })
+	s.running.Go(func() { f(ctx) })
 }

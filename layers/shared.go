@@ -138,6 +138,18 @@ func (s *Shared) Drop(d digest.Digest) {
 	s.swarm.Drop(d)
 }
 
+// Evicted leaves the swarm of a blob of which the store has told OnEvict, and joins it anew
+// if the blob has only changed its place.
+func (s *Shared) Evicted(ctx context.Context, d digest.Digest) {
+	s.Drop(d)
+	if size, there := s.store.Stat(d); !there || size < SmallBlob {
+		return
+	}
+	if _, err := s.Share(ctx, d); err != nil && ctx.Err() == nil {
+		s.log.Warn("blob not shared", "digest", d, "err", err)
+	}
+}
+
 // forget takes a blob out of the maps. s.mu is held.
 func (s *Shared) forget(d digest.Digest) {
 	o, ok := s.blobs[d]

@@ -84,7 +84,9 @@ func (s *Store) fits(n int64) error {
 	}
 	over := s.bytes + n - s.limit
 	for _, p := range s.partials {
-		over += p.size
+		if p.shelved == nil {
+			over += p.size
+		}
 	}
 	if over > 0 && s.idleBytes(over) < over {
 		return fmt.Errorf("%w: no room for %d bytes within %d", ErrFull, n, s.limit)

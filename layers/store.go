@@ -61,9 +61,16 @@ type StoreConfig struct {
 	ScrubRate int64
 	// Log is where the store reports; nil is slog.Default().
 	Log *slog.Logger
+	// Shelf is looked into for blobs that another program on this host has, so that the
+	// store need not have them too. May be nil.
+	Shelf *Shelf
+	// Busy tells whether others are being sent a blob at this moment, so that its file had
+	// better not be changed for that on the Shelf. May be nil.
+	Busy func(d digest.Digest) bool
 	// OnEvict is told of each blob that went to make room or has rotted, soon after it has gone, so
 	// that its owner can leave the swarm; not of one that is back by then, nor of
-	// Remove. It is called from one goroutine and may call the store, but not Close.
+	// Remove. It is told too of one that is still there, but on the Shelf now: who has it
+	// open had better open it anew, as the old file takes space until it is closed. It is called from one goroutine and may call the store, but not Close.
 	// May be nil.
 	OnEvict func(d digest.Digest)
 }
@@ -78,6 +85,8 @@ type Store struct {
 	takeAll bool
 	log     *slog.Logger
 	onEvict func(digest.Digest)
+	shelf   *Shelf // nil = none
+	busy    func(digest.Digest) bool
 	index   *index
 	locked  *os.File // held open while the folder is ours; nil if it could not be
 
@@ -110,7 +119,9 @@ type Store struct {
 	blobs     map[digest.Digest]*entry
 	idle      *list.List // of the entries that nobody has open and no pin keeps, most recently used first
 	newest    *entry     // the last one used; its eviction would be untimely
-	bytes     int64      // of blobs
+	bytes     int64      // of blobs, but for those of the shelf
+	shelved   int64      // of blobs of the shelf
+	shelfLen  int        // how many they are
 	short     int64      // bytes by which the disk has less free than it should
 	arriving  int64      // received bytes of partials and rests
 	evictions int64
@@ -122,13 +133,15 @@ type Store struct {
 	closed    bool
 }
 
-// entry is a whole blob. Its fields but the first three are guarded by Store.mu.
+// entry is a whole blob. Its fields but the first four are guarded by Store.mu.
 type entry struct {
 	digest  digest.Digest
 	size    int64
 	proof   proof // which of its bytes can be believed
+	shelved bool  // it lies on the shelf, and not in blobs/
 	used    time.Time
 	touched time.Time // used, as the file's mtime has it
+	looked  time.Time // when the shelf was looked at for it
 	pins    int       // who keep it from being evicted
 	elem    *list.Element
 	gone    bool // it is not in the store any more
@@ -144,6 +157,8 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		takeAll:  cfg.TakeAll,
 		log:      cfg.Log,
 		onEvict:  cfg.OnEvict,
+		shelf:    cfg.Shelf,
+		busy:     cfg.Busy,
 		told:     evictions{ready: make(chan struct{}, 1)},
 		stop:     make(chan struct{}),
 		space:    newSpace(cfg.Dir, cfg.MinFree),
@@ -175,6 +190,10 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	}
 	s.running.Go(s.watch)
 	s.startScrub(cfg.ScrubRate)
+	if s.shelf != nil {
+		s.probeShelf()
+		s.goWith(s.watchShelf)
+	}
 	s.trim()
 	return s, nil
 }
@@ -186,9 +205,13 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) {
 	if e == nil {
 		return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
 	}
-	f, err := os.Open(s.blobPath(d))
+	f, err := s.openBlob(e)
 	if err != nil {
 		s.unpin(e)
+		if e.shelved {
+			s.unshelve(e, err)
+			return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			s.forget(e) // somebody tidied up
 			return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
@@ -233,7 +256,7 @@ func (s *Store) Remove(d digest.Digest) error {
 // (the registry that vouches for whoever asks): what is half done is not verified,
 // and another origin may have no right to it. Else it is begun anew.
 //
-// It returns ErrWhole when the blob is in the store, ErrSize when it is arriving
+// It returns ErrWhole when the blob is in the store and not on the Shelf only, ErrSize when it is arriving
 // with another size or from another origin, and otherwise the disk's error as it is (ENOSPC, EROFS, ...):
 // then nothing is left behind, and the caller had best stream past the store.
 func (s *Store) Partial(d digest.Digest, size int64, origin string) (*Partial, error) {
@@ -291,6 +314,11 @@ func (s *Store) hash(d digest.Digest) (*Metainfo, error) {
 		s.rotten(b.entry, err)
 		return nil, errors.Join(errLost, err)
 	}
+	if b.entry.shelved {
+		if err := unchanged(b.File(), stampOf(fi)); err != nil {
+			return nil, err
+		}
+	}
 	b.entry.proof.found(fi)
 	if err := writeFile(s.partialDir(), s.torrentPath(d), m.Bytes()); err != nil {
 		s.ail(fmt.Errorf("save metainfo of %s: %w", d, err))
@@ -317,7 +345,7 @@ func (s *Store) Blobs() []BlobInfo {
 	s.mu.Lock()
 	list := make([]BlobInfo, 0, len(s.blobs))
 	for _, e := range s.blobs {
-		list = append(list, BlobInfo{e.digest, e.size, e.used})
+		list = append(list, BlobInfo{e.digest, e.size, e.used, e.shelved})
 	}
 	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b BlobInfo) int { return b.Used.Compare(a.Used) })
@@ -328,10 +356,14 @@ func (s *Store) Blobs() []BlobInfo {
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{
-		Bytes: s.bytes, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs),
+	u := Usage{
+		Bytes: s.bytes, Shelved: s.shelved, Pinned: s.heldBytes(), Arriving: s.arriving, Limit: s.limit, Blobs: len(s.blobs) - s.shelfLen,
 		Evictions: s.evictions, Rotten: s.rotted, Failures: s.failures(),
 	}
+	if s.shelf != nil {
+		u.ShelfFailure = s.shelf.failure()
+	}
+	return u
 }
 
 // SetLimit changes how many bytes of blobs are kept, as [StoreConfig.Limit] says, and evicts
@@ -396,16 +428,21 @@ type BlobInfo struct {
 	Digest digest.Digest
 	Size   int64     // bytes
 	Used   time.Time // last opened; over a restart, exact to a minute
+	// Shelved: it lies on the Shelf, and takes no room in the store.
+	Shelved bool
 }
 
 // Usage is how full a Store is.
 type Usage struct {
-	Bytes     int64 // of whole blobs
+	Bytes     int64 // of whole blobs, but for those of the Shelf
+	Shelved   int64 // bytes of whole blobs that lie on the Shelf
 	Pinned    int64 // of them, bytes that pins keep
 	Arriving  int64 // bytes of blobs that are not whole yet
 	Limit     int64 // bytes; 0 is no limit
-	Blobs     int   // whole blobs
+	Blobs     int   // whole blobs, but for those of the Shelf
 	Evictions int64 // blobs removed to make room since OpenStore
 	Failures  int64 // of the disk since OpenStore
 	Rotten    int64 // blobs removed since OpenStore because their bytes were wrong
+	// ShelfFailure is why the Shelf cannot be used at all; nil if it can, or there is none.
+	ShelfFailure error
 }

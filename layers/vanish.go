@@ -114,6 +114,9 @@ func (s *Store) remake() error {
 // recount forgets blobs that are not on disk, and learns of those that are.
 func (s *Store) recount() {
 	for _, info := range s.Blobs() {
+		if info.Shelved {
+			continue
+		}
 		if _, err := os.Lstat(s.blobPath(info.Digest)); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -125,7 +128,7 @@ func (s *Store) recount() {
 		}
 		s.forget(e)
 		if s.onEvict != nil {
-			s.told.put(info.Digest) // whoever has it open keeps its bytes on the disk
+			s.told.put(info.Digest, false) // whoever has it open keeps its bytes on the disk
 		}
 	}
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {

@@ -33,6 +33,7 @@ type download struct {
 	leave   func()          // ends its answer; nil = there is none
 	first   *opened         // what the answer was, if not a torrent
 	why     string          // why there is no seeder
+	shelved bool            // all of it is here, and only has to be verified
 	pace    *pace
 
 	ended chan struct{} // closed when the next download of the blob can begin
@@ -63,6 +64,12 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	}
 	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool), pace: newPace()}
 	d.rights.Add(req.Repo, req.Authorization)
+	if err := d.takeFromShelf(req); err != nil {
+		return nil, err
+	} else if d.partial != nil {
+		d.start(req)
+		return d, nil
+	}
 	size, err := d.askSeeder(req)
 	if err == nil && d.seeder == nil {
 		size, err = d.askRegistry(req)
@@ -85,13 +92,42 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	}
 	// What an earlier download of the blob has had of the swarm is not ours.
 	d.counted.peers, d.counted.seeders = m.cfg.Swarm.Received(req.Digest)
-	m.grants.Began(req)
-	m.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
-	m.running.Go(d.run)
+	d.start(req)
 	if err := d.settleSpace(); err != nil {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 	}
 	return d, nil
+}
+
+// start has the blob brought.
+func (d *download) start(req registry.Request) {
+	d.mirror.grants.Began(req)
+	d.mirror.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, d.partial.Size())
+	d.mirror.running.Go(d.run)
+}
+
+// takeFromShelf takes a blob that lies in the engine's own store, once the registry has
+// admitted the caller to it. Otherwise d.partial stays nil, and the blob is asked for.
+func (d *download) takeFromShelf(req registry.Request) error {
+	m := d.mirror
+	held := m.cfg.Store.OnShelf(req.Digest)
+	if held == nil {
+		return nil
+	}
+	if m.grants.AdmitBlob(m.ctx, m.upstream, req, held) != nil {
+		return held.Close() // what is said to a request for the blob is said to the caller
+	}
+	partial, err := held.Partial(req.Repo.Host)
+	if errors.Is(err, layers.ErrWhole) {
+		return err
+	}
+	if err != nil {
+		m.cfg.Log.Debug("blob on the shelf not used", "digest", req.Digest, "err", err)
+		return nil
+	}
+	d.partial, d.shelved = partial, true
+	d.ways[string(layers.FromCache)] = true
+	return nil
 }
 
 // spacePatience is how long a client waits for the disk to take the blob's space, so
@@ -196,10 +232,10 @@ func (d *download) run() {
 	if err != nil {
 		m.shared.Drop(p.Digest()) // the swarm of wrong bytes, if they came from one
 	}
-	if errors.Is(err, layers.ErrMismatch) {
+	if errors.Is(err, layers.ErrMismatch) && !d.shelved {
 		m.suspects.add(p.Digest())
 	}
-	if layers.DiskFailed(err) {
+	if layers.DiskFailed(err) && !d.shelved {
 		m.uncached.add(p.Digest())
 	}
 	m.flights.End(p.Digest())
@@ -256,6 +292,11 @@ func (d *download) close() {
 // bring takes the ways in order, again and again as long as that helps.
 func (d *download) bring() error {
 	ctx := d.mirror.ctx
+	if d.shelved {
+		d.mirror.ledger.Way(d.partial.Digest(), string(layers.FromCache), "")
+		<-d.partial.Done()
+		return nil
+	}
 	ways := map[string]func(context.Context) error{"swarm": d.bySwarm, "seeder": d.bySeeder, "upstream": d.byUpstream}
 	var last error
 	for at, fruitless := 0, 0; fruitless < maxFruitless; {

@@ -145,8 +145,8 @@ func (m *Mirror) SetSeeders(list []Seeder) {
 	m.cfg.Swarm.Retrack(m.seeders.trackers())
 }
 
-// Evicted is to be told of blobs that the store has evicted.
-func (m *Mirror) Evicted(d digest.Digest) { m.shared.Drop(d) }
+// Evicted is to be told of what the store tells OnEvict.
+func (m *Mirror) Evicted(d digest.Digest) { m.shared.Evicted(m.ctx, d) }
 
 // HeadManifest implements [registry.Backend].
 func (m *Mirror) HeadManifest(ctx context.Context, req registry.Request) (ocispec.Descriptor, error) {

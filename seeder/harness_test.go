@@ -111,13 +111,19 @@ func newSeederIn(t testing.TB, dir string, up ...*registrytest.Upstream) *testSe
 
 func newSeederWith(t testing.TB, dir string, set func(*seeder.Config), up ...*registrytest.Upstream) *testSeeder {
 	t.Helper()
+	return newSeederOver(t, layers.StoreConfig{Dir: dir}, set, up...)
+}
+
+func newSeederOver(t testing.TB, store layers.StoreConfig, set func(*seeder.Config), up ...*registrytest.Upstream) *testSeeder {
+	t.Helper()
 	s := &testSeeder{metrics: prometheus.NewRegistry()}
 	var hosts []string
 	for _, u := range up {
 		hosts = append(hosts, u.Host)
 	}
 	var err error
-	if s.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
+	store.Log = testLog(t)
+	if s.store, err = layers.OpenStore(store); err != nil {
 		t.Fatal(err)
 	}
 	peers, err := net.Listen("tcp", "127.0.0.1:0")

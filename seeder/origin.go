@@ -125,6 +125,11 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 	if o.flights.Len() > o.maxFetches {
 		return nil, registry.PassThrough(o.ctx, o.upstream, req, registry.ErrTooMany)
 	}
+	if partial, err := o.onShelf(req); err != nil {
+		return nil, err
+	} else if partial != nil {
+		return o.follow(req, partial, nil, 0), nil
+	}
 	off := o.store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
 	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, off, req.Authorization)
 	if err != nil {
@@ -142,14 +147,42 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		o.log.Debug("blob not cached", "digest", req.Digest, "err", err) // the store says so once
 		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, err)
 	}
+	return o.follow(req, partial, body, off), nil
+}
+
+// onShelf returns a blob that lies in the registry's own folder, once the registry has
+// admitted the caller to it, or nil: then the registry itself is asked for it.
+func (o *origin) onShelf(req registry.Request) (*layers.Partial, error) {
+	held := o.store.OnShelf(req.Digest)
+	if held == nil {
+		return nil, nil
+	}
+	if o.grants.AdmitBlob(o.ctx, o.upstream, req, held) != nil {
+		return nil, held.Close() // what it says to a request for the blob is said to the caller
+	}
+	partial, err := held.Partial(req.Repo.Host)
+	if err != nil && !errors.Is(err, layers.ErrWhole) {
+		o.log.Debug("blob on the shelf not used", "digest", req.Digest, "err", err)
+		return nil, nil
+	}
+	return partial, err
+}
+
+// follow sees to a blob that has begun to come in. body is the answer to a request for
+// all behind byte off; nil where all is here.
+func (o *origin) follow(req registry.Request, partial *layers.Partial, body io.ReadCloser, off int64) *fetch {
 	o.grants.Began(req)
+	way := "upstream"
+	if body == nil {
+		way = string(layers.FromCache)
+	}
 	f := &fetch{partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
 	f.rights.Add(req.Repo, req.Authorization)
-	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, size)
-	o.ledger.Way(req.Digest, "upstream", "")
+	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, partial.Size())
+	o.ledger.Way(req.Digest, way, "")
 	o.offer(f)
 	o.running.Go(func() { o.run(f, body, off) })
-	return f, nil
+	return f
 }
 
 // offer lets the swarm have a blob as it comes in, if it is worth one.
@@ -197,7 +230,7 @@ func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 	log := o.log.With("digest", d, "bytes", record.Size, "dur", time.Duration(record.TookMS)*time.Millisecond)
 	switch {
 	case err == nil:
-		log.Info("blob fetched")
+		log.Info("blob fetched", "way", record.Way)
 	case layers.DiskFailed(err):
 		log.Debug("blob not cached", "err", err) // the store says so once
 	case o.ctx.Err() != nil:

@@ -162,8 +162,8 @@ func (s *Seeder) Tracker() tracker.Stats { return s.tracker.Stats() }
 // Fleet is the hosts that hold a link, and what they were ordered to do.
 func (s *Seeder) Fleet() *fleet.Fleet { return s.fleet }
 
-// Evicted is to be told of blobs that the store has evicted.
-func (s *Seeder) Evicted(d digest.Digest) { s.shared.Drop(d) }
+// Evicted is to be told of what the store tells OnEvict.
+func (s *Seeder) Evicted(d digest.Digest) { s.shared.Evicted(s.origin.ctx, d) }
 
 // self is where an asker who reached us on local reaches our swarm.
 func (s *Seeder) self(local net.Addr) (netip.AddrPort, bool) {

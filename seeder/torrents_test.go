@@ -160,6 +160,9 @@ func TestTrackerListsSeeder(t *testing.T) {
 	if got := s.announce(t, layers.InfoHash{1}); s.listsItself(got) {
 		t.Errorf("announce of what is not seeded = %q", got)
 	}
+	if err := s.store.Remove(d); err != nil {
+		t.Fatal(err)
+	}
 	s.Evicted(d)
 	if got := s.announce(t, m.InfoHash()); s.listsItself(got) {
 		t.Errorf("announce of what has been evicted = %q", got)

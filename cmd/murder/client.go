@@ -206,6 +206,7 @@ type statusReport struct {
 	Seeders            []seederStatus `json:"seeders"`
 	TLS                *tlsStatus     `json:"tls,omitempty"`
 	Cache              cacheStatus    `json:"cache"`
+	Shelf              *shelfStatus   `json:"shelf,omitempty"`
 	Totals             totalsStatus   `json:"totals"`
 	TorrentsActive     int            `json:"torrents_active"`
 	Pins               []pinStatus    `json:"pins"` // of a mirror
@@ -246,6 +247,14 @@ type cacheStatus struct {
 	Failures  int64 `json:"failures"` // of the disk, since the daemon started
 }
 
+// shelfStatus is the registry's or the engine's own folder of blobs, that a daemon shares
+// blobs from without a copy.
+type shelfStatus struct {
+	Dir   string `json:"dir"`
+	Bytes int64  `json:"bytes"` // of whole blobs shared from there
+	Error string `json:"error"` // why it cannot be used; "" if it can
+}
+
 // totalsStatus counts bytes since the daemon started.
 type totalsStatus struct {
 	Received sources `json:"received"`
@@ -279,7 +288,8 @@ type blobStatus struct {
 	From       sources   `json:"from"`
 	Why        string    `json:"why"` // why it did not come from the swarm, or not all of it; "" when it did
 	Peers      int       `json:"peers"`
-	Pinned     bool      `json:"pinned,omitempty"` // a pin keeps it
+	Pinned     bool      `json:"pinned,omitempty"`  // a pin keeps it
+	Shelved    bool      `json:"shelved,omitempty"` // it lies in the registry's or the engine's folder, and not in the cache
 	Started    time.Time `json:"started"`
 	TookMS     int64     `json:"took_ms"`
 }

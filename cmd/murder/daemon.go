@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,7 @@ type daemon struct {
 	swarm    *swarm.Client
 	metrics  *prometheus.Registry
 	dataDir  string // absolute: who asks for the status may be in another folder
+	shelfDir string // likewise; the registry's or the engine's folder of blobs, "" = none
 	insecure []string
 	tls      *mtls.Identity // nil = none
 	limits   *limits
@@ -104,9 +106,14 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
 	}
+	shelf, err := d.openShelf()
+	if err != nil {
+		return nil, err
+	}
 	d.store, err = layers.OpenStore(layers.StoreConfig{
 		Dir: d.dataDir, Limit: limit, MinFree: minFree, TakeAll: role == "seeder",
 		ScrubRate: rateFlag(c, "scrub-rate"), Log: d.log, OnEvict: d.evicted,
+		Shelf: shelf, Busy: d.feeds,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
@@ -129,6 +136,29 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 		d.listener = tls.NewListener(d.listener, d.tls.HTTPS())
 	}
 	return d, nil
+}
+
+// openShelf returns the folder in which another program on this host has blobs, or nil.
+func (d *daemon) openShelf() (*layers.Shelf, error) {
+	flag, open := "engine-store", layers.EngineShelf
+	if d.role == "seeder" {
+		flag, open = "registry-storage", layers.RegistryShelf
+	}
+	dir := d.cli.String(flag)
+	if dir == "" {
+		return nil, nil
+	}
+	var err error
+	if d.shelfDir, err = filepath.Abs(dir); err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	return open(d.shelfDir), nil
+}
+
+// feeds tells whether others are being sent a blob now. Before the daemon's part has been
+// opened nobody knows yet.
+func (d *daemon) feeds(blob digest.Digest) bool {
+	return d.part.Load() == nil || slices.ContainsFunc(d.swarm.Peers(blob), func(p layers.Peer) bool { return !p.Complete })
 }
 
 // openSwarm listens for peers, and finds others.
@@ -268,6 +298,15 @@ func (d *daemon) register(p part) {
 	counter("murder_cross_zone_bytes_total", "Bytes exchanged with peers of another zone.", "", "", func() int64 { return d.swarm.Stats().CrossZone })
 	gauge("murder_torrents_active", "Swarms joined.", func() int64 { return int64(d.swarm.Stats().Active) })
 	gauge("murder_cache_bytes", "Bytes of whole blobs in the cache.", func() int64 { return d.store.Usage().Bytes })
+	if d.shelfDir != "" {
+		gauge("murder_shelf_bytes", "Bytes of whole blobs that are shared from the registry's or the engine's own folder; the cache has no copy of them.", func() int64 { return d.store.Usage().Shelved })
+		gauge("murder_shelf_usable", "1 if the registry's or the engine's folder of blobs can be used, else 0.", func() int64 {
+			if d.store.Usage().ShelfFailure != nil {
+				return 0
+			}
+			return 1
+		})
+	}
 	gauge("murder_cache_pinned_bytes", "Bytes of whole blobs in the cache that pins keep.", func() int64 { return d.store.Usage().Pinned })
 	gauge("murder_cache_limit_bytes", "Bytes that the cache may hold; 0 is no limit.", func() int64 { return d.store.Usage().Limit })
 	counter("murder_cache_errors_total", "Failures of the disk below the cache; what it did not take or give went past it.", "", "", func() int64 { return d.store.Usage().Failures })

@@ -9,11 +9,14 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/murderp2p/murder/cmd/murder/engine"
 )
 
 func doctorCommand() *cli.Command {
@@ -106,6 +109,7 @@ func (d *doctor) examine(ctx context.Context) {
 	d.checkEngines()
 	if ok {
 		d.checkDisk(report)
+		d.checkShelf(report)
 	}
 }
 
@@ -268,6 +272,27 @@ func (d *doctor) checkDisk(r statusReport) {
 		d.found("disk", stateOK, "", "the cache may grow by %s; %s are free where %s lies", bytesText(grow), bytesText(free), r.DataDir)
 	}
 }
+
+// checkShelf sees whether the mirror can read what the engine has. The mirror tells: it may well run as another user than this.
+func (d *doctor) checkShelf(r statusReport) {
+	switch {
+	case r.Shelf == nil:
+	case strings.Contains(r.Shelf.Error, "permission denied"):
+		d.found("store", stateFail, "let the mirror's user read it, as with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit, or start it without --engine-store",
+			"the mirror may not read the engine's blobs: %s", r.Shelf.Error)
+	case r.Shelf.Error != "":
+		d.found("store", stateFail, "name the folder that has containerd's blobs/sha256 with --engine-store; as a rule it is "+contentStore,
+			"the mirror finds no blobs of the engine: %s", r.Shelf.Error)
+	case sets(filepath.Join(d.root, engine.ContainerdConfig), "discard_unpacked_layers", "true"):
+		d.found("store", stateWarn, "set discard_unpacked_layers = false in "+engine.ContainerdConfig+", or start the mirror without --engine-store",
+			"containerd throws layers away once they are unpacked, so that this host may have none of an image to share")
+	default:
+		d.found("store", stateOK, "", "the mirror shares %s from %s and keeps no copy", bytesText(r.Shelf.Bytes), r.Shelf.Dir)
+	}
+}
+
+// contentStore is where containerd keeps blobs.
+const contentStore = "/var/lib/containerd/io.containerd.content.v1.content"
 
 // minFree is the least free space, in bytes, at which a layer of ordinary size can still be cached.
 const minFree = 1 << 30

@@ -141,3 +141,19 @@ func names(file, host string) bool {
 	}
 	return false
 }
+
+// sets reports whether a configuration file has a line key = value.
+func sets(file, key, value string) bool {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		line, _, _ = strings.Cut(line, "#")
+		k, v, ok := strings.Cut(line, "=")
+		if ok && strings.TrimSpace(k) == key && strings.TrimSpace(v) == value {
+			return true
+		}
+	}
+	return false
+}

@@ -148,6 +148,15 @@ func TestDoctorFindings(t *testing.T) {
 		{"one of two", func(p *patient) { p.report.Seeders = append(p.report.Seeders, seederStatus{URL: "http://s2"}) }, "", false, "warn seeder: http://s2"},
 		{"registry down", func(p *patient) { p.registries["ghcr.io"] = 503 }, "", true,
 			"fail registry: ghcr.io through the mirror: answered 503 Service Unavailable: UNKNOWN what the registry says"},
+		{"engine's store", func(p *patient) { p.report.Shelf = &shelfStatus{Dir: "/content", Bytes: 3 << 20} }, "", false, "ok store: the mirror shares 3.0 MiB from /content"},
+		{"engine's store is closed", func(p *patient) {
+			p.report.Shelf = &shelfStatus{Dir: "/content", Error: "open /content: permission denied"}
+		}, "", true,
+			"fail store: the mirror may not read the engine's blobs: open /content: permission denied"},
+		{"engine's store is elsewhere", func(p *patient) {
+			p.report.Shelf = &shelfStatus{Dir: "/content", Error: "openat blobs: no such file or directory"}
+		}, "", true,
+			"fail store: the mirror finds no blobs of the engine"},
 		{"named registry", func(*patient) {}, "--registry docker.io", true, "fail registry: docker.io"},
 		{"default registry", func(p *patient) { p.report.Blobs = nil }, "", false, "warn registry: docker.io"},
 		{"peer port", func(p *patient) { p.report.PeerListen = closed.Addr().String() }, "", true, "takes no connections: dial tcp"},
@@ -190,6 +199,10 @@ func TestDoctorEngines(t *testing.T) {
 		{"containerd that does not look", "containerd", map[string]string{
 			"etc/containerd/config.toml": "version = 2\n", "etc/containerd/certs.d/ghcr.io/hosts.toml": hosts,
 		}, true, "but /etc/containerd/config.toml does not lead there"},
+		{"containerd throws away", "containerd", map[string]string{
+			"etc/containerd/config.toml":                toml + "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  discard_unpacked_layers = true\n",
+			"etc/containerd/certs.d/ghcr.io/hosts.toml": hosts,
+		}, false, "warn store: containerd throws layers away"},
 		{"docker", "dockerd", map[string]string{"etc/docker/daemon.json": `{"registry-mirrors":["http://MIRROR"]}`}, false,
 			"ok engine: docker uses the mirror for docker.io"},
 		{"one is enough", "dockerd podman", map[string]string{"etc/docker/daemon.json": `{"registry-mirrors":["http://MIRROR"]}`}, false,
@@ -199,7 +212,9 @@ func TestDoctorEngines(t *testing.T) {
 		{"broken", "dockerd", map[string]string{"etc/docker/daemon.json": `{`}, true, "fail engine: docker: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			mirror := healthy(t).serve(t)
+			p := healthy(t)
+			p.report.Shelf = &shelfStatus{Dir: "/content"}
+			mirror := p.serve(t)
 			says, err := doctorSays(t, "--mirror", mirror, "--root", host(t, mirror, test.engines, test.files))
 			if all := strings.Join(says, "\n"); (err != nil) != test.fail || !strings.Contains(all, test.want) {
 				t.Errorf("error %v, want %q:\n%s", err, test.want, all)

@@ -22,6 +22,7 @@ func mirrorFlags() []cli.Flag {
 		textOf("host-name", "", "`NAME` by which the fleet knows this host (default: the system's)", checkHostName),
 		listOf("label", "`KEY=VALUE` that orders to the fleet may ask for (repeatable)", checkLabel),
 		allowHostFlag(),
+		textOf("engine-store", "", "`DIR` of containerd's content store, as /var/lib/containerd/io.containerd.content.v1.content: layers that are there are shared from there, and the cache keeps no copy", nil),
 	}, daemonFlags(daemonDefaults{
 		listen:      "127.0.0.1:7080",
 		peerListen:  ":7081",
@@ -40,6 +41,7 @@ func seederFlags() []cli.Flag {
 		cacheSize:   "80%",
 		connections: "65536", // each mirror keeps one or two
 	}),
+		textOf("registry-storage", "", "`DIR` in which a CNCF registry on this host keeps its blobs (its filesystem.rootdirectory): they are shared from there, and the cache keeps no copy", nil),
 		durationOf("tag-ttl", "2s", "`DURATION` for which the registry's answer about a tag is given to all who ask"),
 	), pushFlags()...)
 }

@@ -34,6 +34,12 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 		Pins:           pins,
 		Blobs:          d.blobs(ledger, digests),
 	}
+	if d.shelfDir != "" {
+		s.Shelf = &shelfStatus{Dir: d.shelfDir, Bytes: usage.Shelved}
+		if usage.ShelfFailure != nil {
+			s.Shelf.Error = usage.ShelfFailure.Error()
+		}
+	}
 	if d.tls != nil {
 		s.TLS = &tlsStatus{Certificate: d.tls.CertFile(), Expires: d.tls.Expires()}
 	}
@@ -63,7 +69,9 @@ func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobSta
 			pinned[b] = true
 		}
 	}
+	shelved := make(map[digest.Digest]bool)
 	for _, info := range d.store.Blobs() {
+		shelved[info.Digest] = info.Shelved
 		if !known[info.Digest] && (len(digests) == 0 || slices.Contains(digests, info.Digest)) {
 			blobs = append(blobs, blobStatus{
 				Digest: info.Digest.String(), Size: info.Size, Received: info.Size, State: "whole", Way: "cache", Started: info.Used,
@@ -72,6 +80,7 @@ func (d *daemon) blobs(ledger *layers.Ledger, digests []digest.Digest) []blobSta
 	}
 	for i, b := range blobs {
 		blobs[i].Pinned = pinned[digest.Digest(b.Digest)]
+		blobs[i].Shelved = shelved[digest.Digest(b.Digest)]
 	}
 	return blobs
 }

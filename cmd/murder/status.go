@@ -104,6 +104,12 @@ func (r statusReport) print(w io.Writer) error {
 	if r.Cache.Failures > 0 {
 		fmt.Fprintf(t, "disk\tFAILED %d times, pulls went past the cache: see the log\n", r.Cache.Failures)
 	}
+	switch shelf := r.Shelf; {
+	case shelf != nil && shelf.Error != "":
+		fmt.Fprintf(t, "no copy\tCANNOT USE %s: %s\n", shelf.Dir, shelf.Error)
+	case shelf != nil:
+		fmt.Fprintf(t, "no copy\t%s more, shared from %s\n", bytesText(shelf.Bytes), shelf.Dir)
+	}
 	if len(r.Pins) > 0 {
 		fmt.Fprintf(t, "pinned\t%s in %d images\n", bytesText(r.Cache.Pinned), len(r.Pins))
 	}
@@ -152,6 +158,9 @@ func (b blobStatus) row() string {
 	}
 	if b.Pinned {
 		state += ", pinned"
+	}
+	if b.Shelved {
+		state += ", no copy"
 	}
 	took := "-"
 	if b.TookMS > 0 {

@@ -3,6 +3,7 @@ package swarm
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -60,6 +61,7 @@ type exchange struct {
 	partial     *layers.Partial // nil when the blob was whole from the start
 	file        *os.File        // the blob, whole or arriving
 	check       checker         // whether it still has what it should
+	copied      io.ReaderAt     // what is read instead of sending from file; nil = sending will do
 	pieces      int
 	chunkLength int64
 	trackers    []string        // one beside each seeder
@@ -108,9 +110,9 @@ type exchange struct {
 // layers.Blob.Check.
 type checker func(off, n int64) error
 
-func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, check checker, trackers []string, release func()) *exchange {
+func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, check checker, copied io.ReaderAt, trackers []string, release func()) *exchange {
 	x := &exchange{
-		client: c, torrent: t, partial: p, file: f, check: check, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), trackers: trackers, release: release,
+		client: c, torrent: t, partial: p, file: f, check: check, copied: copied, pieces: t.Pieces(), chunkLength: chunkLength(t.PieceLength()), trackers: trackers, release: release,
 		failed:     make(chan struct{}),
 		have:       newBitset(t.Pieces()),
 		held:       newBitset(t.Pieces()),

@@ -22,7 +22,7 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	if m.Pieces() == 0 {
 		return b.Close() // nobody has to ask for the empty blob
 	}
-	x := c.newExchange(m.Torrent(), nil, b.File(), b.Check, trackers, func() { _ = b.Close() })
+	x := c.newExchange(m.Torrent(), nil, b.File(), b.Check, b.Copied(), trackers, func() { _ = b.Close() })
 	for i := range x.pieces {
 		x.have.set(i)
 	}
@@ -63,7 +63,7 @@ func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (
 		return nil, fmt.Errorf("open arriving blob %s: %w", t.Digest(), err)
 	}
 	check := func(off, n int64) error { return p.Check(f, off, n) }
-	x := c.newExchange(t, p, f, check, trackers, func() {})
+	x := c.newExchange(t, p, f, check, p.Copied(f), trackers, func() {})
 	x.missing = x.pieces
 	return x, nil
 }

@@ -190,10 +190,15 @@ func (l *link) send(head []byte, f *os.File, off, n int64) error {
 	if l.tcp != nil && l.files != nil {
 		return l.files.send(head, f, off, n)
 	}
+	return l.sendCopied(head, f, off, n)
+}
+
+// sendCopied is send for what has to pass through this process.
+func (l *link) sendCopied(head []byte, from io.ReaderAt, off, n int64) error {
 	buf := sendBuffers.Get().(*[]byte)
 	defer sendBuffers.Put(buf)
 	*buf = slices.Grow(append((*buf)[:0], head...), int(n))[:len(head)+int(n)]
-	if _, err := f.ReadAt((*buf)[len(head):], off); err != nil {
+	if _, err := from.ReadAt((*buf)[len(head):], off); err != nil {
 		return fmt.Errorf("read what a peer asked for: %w", err)
 	}
 	_, err := l.w.Write(*buf)

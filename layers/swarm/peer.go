@@ -227,7 +227,12 @@ func (p *peer) serve(ctx context.Context, head []byte, req request) error {
 	if err := p.x.check(off, int64(req.length)); err != nil {
 		return err
 	}
-	err := p.send(appendPiece(head, req), p.x.file, off, int64(req.length))
+	var err error
+	if head = appendPiece(head, req); p.x.copied != nil {
+		err = p.sendCopied(head, p.x.copied, off, int64(req.length))
+	} else {
+		err = p.send(head, p.x.file, off, int64(req.length))
+	}
 	if err == nil {
 		p.x.wrote(p, req)
 	}
