@@ -139,8 +139,6 @@ func startDaemon(t testing.TB, role string, cfg daemonConfig) *daemon {
 	p.waitLine(t, "its address", func(line string) bool {
 		return json.Unmarshal([]byte(line), &listening) == nil && listening.Msg == "listening"
 	})
-	transport := transportOn(cfg.On)
-	transport.TLSClientConfig = cfg.Certs.config(t)
 	return &daemon{process: p, Addr: listening.Addr, PeerAddr: listening.PeerAddr, DataDir: cfg.DataDir, scheme: scheme,
 		http: &http.Client{Transport: transport}}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 )
 
 // What a Store does with its shelf. A blob on it becomes one of the store's in one of two
@@ -237,7 +236,7 @@ const (
 
 // watchShelf looks at the shelf until ctx ends.
 func (s *Store) watchShelf(ctx context.Context) {
-	pace := rate.NewLimiter(retireRate, 1<<20)
+	pace := NewLimiter(retireRate)
 	for {
 		took := s.lookAtShelf(ctx, retireAfter, pace)
 		select {
@@ -250,7 +249,7 @@ func (s *Store) watchShelf(ctx context.Context) {
 
 // lookAtShelf forgets what has gone from the shelf, and drops copies of what has come. A
 // copy is one that nobody has asked for within calm. It returns how long the looking took.
-func (s *Store) lookAtShelf(ctx context.Context, calm time.Duration, pace *rate.Limiter) (took time.Duration) {
+func (s *Store) lookAtShelf(ctx context.Context, calm time.Duration, pace *Limiter) (took time.Duration) {
 	begun := time.Now()
 	s.probeShelf()
 	shelved, copies := s.ofShelf(calm)
@@ -324,7 +323,7 @@ func digestsOf(entries []*entry) []digest.Digest {
 
 // retire drops the store's copy of a blob that lies on the shelf, once the one there has
 // been found right. An error says that it was not.
-func (s *Store) retire(ctx context.Context, e *entry, pace *rate.Limiter) error {
+func (s *Store) retire(ctx context.Context, e *entry, pace *Limiter) error {
 	f, fi, err := s.shelf.open(e.digest)
 	if err != nil {
 		return nil // it is gone again

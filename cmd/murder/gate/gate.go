@@ -95,13 +95,19 @@ func (g *Gate) judge(r *http.Request, path string, own bool) error {
 			"this mirror does not go by the name %.80q; if it should, start it with --allow-host, or ask it by its IP address", hostOf(r.Host))
 	case (own || registry.IsPull(path) || path == EventsPath) && crossSite(r):
 		return refusal(http.StatusForbidden, registry.CodeDenied, "this is not for pages of other sites")
-	case own && g.Token == nil:
-		return g.near(r)
 	case own:
-		return g.admit(r, g.Token, "--api-token-file")
+		return g.owner(r)
 	default:
 		return nil
 	}
+}
+
+// owner judges a request to the own API.
+func (g *Gate) owner(r *http.Request) error {
+	if g.Token == nil {
+		return g.near(r)
+	}
+	return g.admit(r, g.Token, "--api-token-file")
 }
 
 // near judges a request to the own API of a daemon without a token.
@@ -144,7 +150,7 @@ func (g *Gate) Operator(r *http.Request) (bool, error) {
 	if g.Token == nil && !unownable(hostOf(r.Host)) {
 		return false, nil
 	}
-	err := g.admit(r)
+	err := g.owner(r)
 	if r.Header.Get("Authorization") == "" {
 		return err == nil, nil
 	}
