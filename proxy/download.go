@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -26,6 +27,7 @@ const maxDownloads = 1024
 // other, and each goes on where the last one stopped.
 type download struct {
 	mirror  *Mirror
+	ctx     context.Context // the daemon's, with the blob's span
 	partial *layers.Partial
 	rights  registry.Rights
 	seeder  Seeder          // that was asked for the blob; nil = none answered
@@ -51,8 +53,9 @@ type opened struct {
 }
 
 // begin asks the seeder for a blob, or else the registry, in the caller's
-// name. That it is promised admits the caller.
-func (m *Mirror) begin(req registry.Request) (*download, error) {
+// name. That it is promised admits the caller, of whose context nothing but the trace
+// is of account here.
+func (m *Mirror) begin(caller context.Context, req registry.Request) (_ *download, err error) {
 	if _, ok := m.cfg.Store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
@@ -64,6 +67,12 @@ func (m *Mirror) begin(req registry.Request) (*download, error) {
 	}
 	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool), pace: newPace()}
 	d.rights.Add(req.Repo, req.Authorization)
+	d.ctx = m.cfg.Tracer.Begin(m.ctx, caller, tracing.Pull, req.Digest, req.Repo.Host, req.Repo.Name)
+	defer func() {
+		if err != nil {
+			tracing.Of(d.ctx).Refuse(outcome(err))
+		}
+	}()
 	if err := d.takeFromShelf(req); err != nil {
 		return nil, err
 	} else if d.partial != nil {
@@ -177,7 +186,7 @@ func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 
 // ask puts the question for the blob to a seeder. Its answer ends with leave.
 func (d *download) ask(seeder Seeder, repo registry.Repository, of digest.Digest, authorization string) (a layers.Answer, leave func(), err error) {
-	ctx, leave := context.WithCancel(d.mirror.ctx)
+	ctx, leave := context.WithCancel(d.ctx)
 	if a, err = seeder.Ask(ctx, repo, of, authorization); err != nil {
 		leave()
 	}
@@ -241,6 +250,7 @@ func (d *download) run() {
 	m.flights.End(p.Digest())
 	close(d.ended)
 	record := m.ledger.End(p.Digest(), err)
+	tracing.Of(d.ctx).End(record, outcome(err))
 	log := m.cfg.Log.With("digest", p.Digest(), "bytes", p.Size(), "peer", record.From[layers.FromPeer],
 		"seeder", record.From[layers.FromSeeder], "upstream", record.From[layers.FromUpstream], "why", record.Why,
 		"dur", time.Duration(record.TookMS)*time.Millisecond)
@@ -291,7 +301,7 @@ func (d *download) close() {
 
 // bring takes the ways in order, again and again as long as that helps.
 func (d *download) bring() error {
-	ctx := d.mirror.ctx
+	ctx := d.ctx
 	if d.shelved {
 		d.mirror.ledger.Way(d.partial.Digest(), string(layers.FromCache), "")
 		<-d.partial.Done()
@@ -302,6 +312,7 @@ func (d *download) bring() error {
 	for at, fruitless := 0, 0; fruitless < maxFruitless; {
 		before, way := d.partial.Received(), waysInOrder[at]
 		d.mirror.ledger.Way(d.partial.Digest(), way, d.why)
+		tracing.Of(d.ctx).Way(way, d.why)
 		err := ways[way](ctx)
 		if !isTooSlow(err) {
 			d.pace.failed(way)
@@ -352,6 +363,7 @@ func (d *download) left(way string, err error) {
 		d.why = whyBrokeOff
 	}
 	m.fellBack(d.why)
+	tracing.Of(d.ctx).Left(way, d.why, d.partial.Received())
 	m.cfg.Log.Warn("way left", "digest", d.partial.Digest(), "way", way, "bytes", d.partial.Received(), "why", d.why, "err", err)
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -104,18 +106,38 @@ func (m *Metrics) pulled(host, source string, begun time.Time) {
 	m.seconds.Observe(time.Since(begun).Seconds())
 }
 
-func (m *Metrics) failed(err error) {
-	reason := reasonInternal
-	if errors.Is(err, layers.ErrMismatch) {
-		reason = "wrong bytes"
-	}
+func (m *Metrics) failed(err error) { m.errors.WithLabelValues(reasonOf(err)).Inc() }
+
+func reasonOf(err error) string {
 	if e, ok := errors.AsType[*registry.Error](err); ok {
-		switch reason = reasonUnavailable; e.Status {
+		switch e.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			reason = reasonRefused
+			return reasonRefused
 		case http.StatusNotFound:
-			reason = reasonNotFound
+			return reasonNotFound
+		default:
+			return reasonUnavailable
 		}
 	}
-	m.errors.WithLabelValues(reason).Inc()
+	if errors.Is(err, layers.ErrMismatch) {
+		return "wrong bytes"
+	}
+	return reasonInternal
+}
+
+// outcome is how a download ended, for traces: a constant phrase.
+func outcome(err error) string {
+	_, uncached := errors.AsType[*registry.Uncached](err)
+	switch {
+	case err == nil:
+		return tracing.Whole
+	case uncached, layers.DiskFailed(err):
+		return whyNoCache
+	case errors.Is(err, layers.ErrWhole):
+		return "here already"
+	case errors.Is(err, context.Canceled):
+		return "stopped"
+	default:
+		return reasonOf(err)
+	}
 }

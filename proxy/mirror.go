@@ -24,6 +24,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -64,6 +65,7 @@ type Config struct {
 	// Download holds what comes in over HTTP to a rate; nil does not.
 	Download *layers.Limiter
 	Metrics  *Metrics
+	Tracer   tracing.Tracer
 	Log      *slog.Logger
 }
 
@@ -116,6 +118,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 // ServeHTTP implements http.Handler.
 func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(registry.MirrorHeader, "1")
+	r = m.cfg.Tracer.Asked(r)
 	if registry.IsPull(r.URL.Path) {
 		m.pulls.ServeHTTP(w, r)
 		return
@@ -188,7 +191,11 @@ func (m *Mirror) OpenBlob(ctx context.Context, req registry.Request) (registry.O
 		return nil, err
 	}
 	if blob != nil {
-		return &pulled{m.carried(req, blob.Content()), func(bool) { m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun) }}, nil
+		span := tracing.Of(m.cfg.Tracer.Begin(m.ctx, ctx, tracing.Pull, req.Digest, req.Repo.Host, req.Repo.Name))
+		return &pulled{m.carried(req, blob.Content()), func(bool) {
+			m.cfg.Metrics.pulled(req.Repo.Host, string(layers.FromCache), begun)
+			span.Cached(blob.Size())
+		}}, nil
 	}
 	return &pulled{m.carried(req, d.partial.Content()), func(carried bool) {
 		if err := d.partial.Err(); err != nil && !carried {
@@ -241,7 +248,7 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
-		d, joined, err := m.flights.Join(ctx, req.Digest, req.Asker(), func() (*download, error) { return m.begin(req) })
+		d, joined, err := m.flights.Join(ctx, req.Digest, req.Asker(), func() (*download, error) { return m.begin(ctx, req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
 		}

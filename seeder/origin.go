@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -27,6 +28,7 @@ type origin struct {
 	shared   *layers.Shared
 	ledger   *layers.Ledger
 	download *layers.Limiter
+	tracer   tracing.Tracer
 	log      *slog.Logger
 	key      [32]byte // of the names of draft swarms
 	flights  layers.Flights[*fetch]
@@ -37,6 +39,7 @@ type origin struct {
 
 // fetch is one blob on its way from the registry.
 type fetch struct {
+	ctx     context.Context // the daemon's, with the blob's span
 	partial *layers.Partial
 	torrent *layers.Torrent // grows with partial
 	rights  registry.Rights
@@ -57,7 +60,7 @@ const maxTries = 4
 func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared *layers.Shared) *origin {
 	o := &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
-		ledger: layers.NewLedger(), download: cfg.Download, log: cfg.Log,
+		ledger: layers.NewLedger(), download: cfg.Download, tracer: cfg.Tracer, log: cfg.Log,
 		maxFetches: maxFetches,
 	}
 	rand.Read(o.key[:])
@@ -91,7 +94,7 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
-		f, joined, err := o.flights.Join(ctx, req.Digest, req.Asker(), func() (*fetch, error) { return o.begin(req) })
+		f, joined, err := o.flights.Join(ctx, req.Digest, req.Asker(), func() (*fetch, error) { return o.begin(ctx, req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
 		}
@@ -117,21 +120,27 @@ func (o *origin) admit(ctx context.Context, req registry.Request, blob *layers.B
 }
 
 // begin asks the registry for a blob in the caller's name. That it is sent
-// admits the caller.
-func (o *origin) begin(req registry.Request) (*fetch, error) {
+// admits the caller, of whose context nothing but the trace is of account here.
+func (o *origin) begin(caller context.Context, req registry.Request) (_ *fetch, err error) {
 	if _, ok := o.store.Stat(req.Digest); ok {
 		return nil, layers.ErrWhole
 	}
 	if o.flights.Len() > o.maxFetches {
 		return nil, registry.PassThrough(o.ctx, o.upstream, req, registry.ErrTooMany)
 	}
+	ctx := o.tracer.Begin(o.ctx, caller, tracing.Fetch, req.Digest, req.Repo.Host, req.Repo.Name)
+	defer func() {
+		if err != nil {
+			tracing.Of(ctx).Refuse(outcome(err))
+		}
+	}()
 	if partial, err := o.onShelf(req); err != nil {
 		return nil, err
 	} else if partial != nil {
-		return o.follow(req, partial, nil, 0), nil
+		return o.follow(ctx, req, partial, nil, 0), nil
 	}
 	off := o.store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
-	body, size, err := o.upstream.GetBlob(o.ctx, req.Repo, req.Digest, off, req.Authorization)
+	body, size, err := o.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +156,7 @@ func (o *origin) begin(req registry.Request) (*fetch, error) {
 		o.log.Debug("blob not cached", "digest", req.Digest, "err", err) // the store says so once
 		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, err)
 	}
-	return o.follow(req, partial, body, off), nil
+	return o.follow(ctx, req, partial, body, off), nil
 }
 
 // onShelf returns a blob that lies in the registry's own folder, once the registry has
@@ -168,18 +177,19 @@ func (o *origin) onShelf(req registry.Request) (*layers.Partial, error) {
 	return partial, err
 }
 
-// follow sees to a blob that has begun to come in. body is the answer to a request for
+// follow sees to a blob that has begun to come in, whose span is in ctx. body is the answer to a request for
 // all behind byte off; nil where all is here.
-func (o *origin) follow(req registry.Request, partial *layers.Partial, body io.ReadCloser, off int64) *fetch {
+func (o *origin) follow(ctx context.Context, req registry.Request, partial *layers.Partial, body io.ReadCloser, off int64) *fetch {
 	o.grants.Began(req)
 	way := "upstream"
 	if body == nil {
 		way = string(layers.FromCache)
 	}
-	f := &fetch{partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
+	f := &fetch{ctx: ctx, partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
 	f.rights.Add(req.Repo, req.Authorization)
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, partial.Size())
 	o.ledger.Way(req.Digest, way, "")
+	tracing.Of(ctx).Way(way, "")
 	o.offer(f)
 	o.running.Go(func() { o.run(f, body, off) })
 	return f
@@ -210,7 +220,7 @@ func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 		body, _, err := f.rights.GetBlob(ctx, o.upstream, d, off)
 		return body, err
 	}
-	if err := o.fill(f.partial, open); err != nil {
+	if err := o.fill(f, open); err != nil {
 		f.partial.Fail(err)
 	}
 	if first != nil {
@@ -227,6 +237,7 @@ func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 	o.flights.End(d)
 	close(f.ended)
 	record := o.ledger.End(d, err)
+	tracing.Of(f.ctx).End(record, outcome(err))
 	log := o.log.With("digest", d, "bytes", record.Size, "dur", time.Duration(record.TookMS)*time.Millisecond)
 	switch {
 	case err == nil:
@@ -237,6 +248,27 @@ func (o *origin) run(f *fetch, first io.ReadCloser, begun int64) {
 		log.Info("blob left half done")
 	default:
 		log.Error("blob not fetched", "err", err)
+	}
+}
+
+// outcome is how a fetch ended, for traces: a constant phrase.
+func outcome(err error) string {
+	_, uncached := errors.AsType[*registry.Uncached](err)
+	switch {
+	case err == nil:
+		return tracing.Whole
+	case uncached, layers.DiskFailed(err):
+		return "not cached"
+	case errors.Is(err, layers.ErrWhole):
+		return "here already"
+	case errors.Is(err, layers.ErrMismatch):
+		return "wrong bytes"
+	case errors.Is(err, context.Canceled):
+		return "stopped"
+	case registry.Refused(err):
+		return "refused"
+	default:
+		return "unavailable"
 	}
 }
 
@@ -265,12 +297,13 @@ func (f *fetch) failed(ctx context.Context) bool {
 }
 
 // fill goes on after an error where it stopped, as long as that helps.
-func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.ReadCloser, error)) error {
+func (o *origin) fill(f *fetch, open func(context.Context, int64) (io.ReadCloser, error)) error {
+	p := f.partial
 	received := func(n int) { o.ledger.Received(p.Digest(), layers.FromUpstream, int64(n)) }
 	pace, over := o.pace()
 	for try := 1; ; try++ {
 		before := p.Received()
-		err := pace.Watch(o.ctx, p, func(ctx context.Context) error {
+		err := pace.Watch(f.ctx, p, func(ctx context.Context) error {
 			return layers.Fill(ctx, p, open, o.download, received)
 		})
 		if err == nil || registry.Refused(err) || o.ctx.Err() != nil || over() {
@@ -282,6 +315,7 @@ func (o *origin) fill(p *layers.Partial, open func(context.Context, int64) (io.R
 		if try == maxTries {
 			return err
 		}
+		tracing.Of(f.ctx).Left("upstream", "answer broke off", p.Received())
 		o.log.Warn("registry's answer broke off", "digest", p.Digest(), "bytes", p.Received(), "err", err)
 		select {
 		case <-o.ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -132,6 +133,7 @@ func (p *patience) RoundTrip(req *http.Request) (*http.Response, error) {
 	w := p.watch(req.Context())
 	req = req.Clone(httptrace.WithClientTrace(w.ctx, &httptrace.ClientTrace{Got1xxResponse: w.beat}))
 	req.Header.Set(beatHeader, "1")
+	tracing.Tell(req)
 	w.begin(beatTicks, false)
 	resp, err := p.requests.RoundTrip(req)
 	w.end()

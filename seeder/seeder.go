@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/tracing"
 	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/seeder/fleet"
 	"github.com/murderp2p/murder/seeder/page"
@@ -70,6 +71,7 @@ type Config struct {
 	Version  string
 	Operator func(*http.Request) (bool, error)
 	Metrics  *Metrics
+	Tracer   tracing.Tracer
 	Log      *slog.Logger
 }
 
@@ -127,6 +129,7 @@ func (s *Seeder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = b
 	}
 	w.Header().Set(registry.SeederHeader, "1")
+	r = s.cfg.Tracer.Asked(r)
 	if registry.IsPull(r.URL.Path) {
 		s.pulls.ServeHTTP(w, r)
 		return

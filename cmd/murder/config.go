@@ -69,7 +69,7 @@ func addEnv(f cli.Flag) {
 	env := []string{envName(f.Names()[0])}
 	switch f := f.(type) {
 	case *cli.GenericFlag:
-		f.EnvVars = env
+		f.EnvVars = append(env, f.EnvVars...)
 	case *cli.StringSliceFlag:
 		if f.EnvVars == nil {
 			f.EnvVars = env

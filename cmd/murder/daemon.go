@@ -22,6 +22,7 @@ import (
 
 	"github.com/murderp2p/murder/cmd/murder/gate"
 	"github.com/murderp2p/murder/cmd/murder/mtls"
+	"github.com/murderp2p/murder/cmd/murder/otlp"
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
 	"github.com/murderp2p/murder/registry"
@@ -51,7 +52,8 @@ type daemon struct {
 	insecure []string
 	tls      *mtls.Identity // nil = none
 	limits   *limits
-	profiles *profiles // nil = none are asked for
+	profiles *profiles      // nil = none are asked for
+	traces   *otlp.Exporter // nil = none are asked for
 	cli      *cli.Context
 	log      *slog.Logger
 
@@ -89,6 +91,9 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 		return nil, err
 	}
 	if err := d.openTLS(); err != nil {
+		return nil, err
+	}
+	if err := d.openTraces(); err != nil {
 		return nil, err
 	}
 	if d.gate, err = d.openGate(); err != nil {
@@ -236,6 +241,7 @@ func (d *daemon) evicted(gone digest.Digest) {
 // close releases what openDaemon took; it may be called twice.
 func (d *daemon) close() {
 	d.stop()
+	d.traces.Close()
 	if d.listener != nil {
 		d.listener.Close()
 	}

@@ -69,7 +69,7 @@ func daemonFlags(d daemonDefaults) []cli.Flag {
 		listOf("insecure-registry", "`HOST:PORT` of a registry that speaks plain HTTP (repeatable)", checkRegistry),
 		durationOf("auth-ttl", "5m", "`DURATION` for which the registry's leave to read a repository is remembered for a caller"),
 		durationOf("auth-grace", "1h", "`DURATION` for which such leave holds while the registry is down"),
-	}, slices.Concat(tlsFlags(), guardFlags(d.connections), []cli.Flag{pprofFlag()}, logFlags())...)
+	}, slices.Concat(tlsFlags(), guardFlags(d.connections), []cli.Flag{otlpFlag(), pprofFlag()}, logFlags())...)
 }
 
 func logFlags() []cli.Flag {

@@ -47,7 +47,7 @@ func runMirror(c *cli.Context) error {
 		DefaultRegistry: c.String("default-registry"),
 		AuthTTL:         c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Download: d.limits.download,
-		Metrics:  proxy.NewMetrics(d.metrics), Log: d.log,
+		Metrics:  proxy.NewMetrics(d.metrics), Tracer: d.tracer(), Log: d.log,
 	})
 	member, err := d.member(mirror)
 	if err != nil {

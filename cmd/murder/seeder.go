@@ -54,7 +54,7 @@ func runSeeder(c *cli.Context) error {
 		// Without certificates whoever reaches the port can say that it is a host.
 		FleetFile: filepath.Join(d.dataDir, "fleet.json"), FleetCredentials: d.tls != nil,
 		Version: buildVersion(), Operator: d.gate.Operator,
-		Metrics: seeder.NewMetrics(d.metrics), Log: d.log,
+		Metrics: seeder.NewMetrics(d.metrics), Tracer: d.tracer(), Log: d.log,
 	})
 	registerTracker(d.metrics, origin)
 	registerFleet(d.metrics, origin.Fleet())
