@@ -30,6 +30,8 @@ func TestWarmSeeder(t *testing.T) {
 		if r.Way != "swarm" || r.Why != "" || r.From[layers.FromPeer]+r.From[layers.FromSeeder] < big || r.From[layers.FromUpstream] > 0 {
 			t.Errorf("record = %+v, want all from the swarm", r)
 		}
+		// A client has its last byte before the pull is counted.
+		eventually(t, "pull counted", func() bool { return m.counter(t, "murder_pulls_total", "") == 1 })
 		if n := m.counter(t, "murder_pulls_total", "swarm"); n != 1 {
 			t.Errorf("%v pulls counted as swarm, want 1", n)
 		}
