@@ -172,6 +172,10 @@ func (d *daemon) openSwarm() (*swarm.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for peers: %w", err)
 	}
+	if listen := parseAdvertise(peers.Addr().String()); unreachable(listen, parseAdvertise(d.cli.String("advertise")), ownAddr) {
+		d.log.Warn("peers are told an address of this host on which nobody listens: --advertise and --peer-listen do not fit",
+			"advertise", d.cli.String("advertise"), "peer_addr", listen.String())
+	}
 	cfg := swarm.Config{
 		Listener: peers, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
 		Zone: d.cli.String("zone"), Version: buildVersion(), Log: d.log,
@@ -333,6 +337,26 @@ func parseRegistries(names []string) ([]string, error) {
 		hosts = append(hosts, host)
 	}
 	return hosts, nil
+}
+
+// unreachable tells of an address given to peers that it is this host's own, but not the one that is listened on. Any other may lead here,
+// by a port that is forwarded.
+func unreachable(listen, advertise netip.AddrPort, own func(netip.Addr) bool) bool {
+	ip := advertise.Addr()
+	return ip.IsValid() && ip != listen.Addr() && !listen.Addr().IsUnspecified() &&
+		(advertise.Port() == 0 || advertise.Port() == listen.Port()) && own(ip)
+}
+
+// ownAddr tells whether an address is this host's. All of 127.0.0.0/8 are.
+func ownAddr(ip netip.Addr) bool {
+	if ip.IsLoopback() {
+		return true
+	}
+	addrs, _ := net.InterfaceAddrs()
+	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		prefix, err := netip.ParsePrefix(a.String())
+		return err == nil && prefix.Addr() == ip
+	})
 }
 
 // parseAdvertise reads what checkAdvertise has let pass.

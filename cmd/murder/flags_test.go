@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,30 @@ func TestMirrorURL(t *testing.T) {
 		}
 		if got != test.want {
 			t.Errorf("mirrorURL(%q) = %q, %v; want %q", test.in, got, err, test.want)
+		}
+	}
+}
+
+// Who advertises an address of its own host must listen on it.
+func TestAdvertiseThatNobodyListensOn(t *testing.T) {
+	own := func(ip netip.Addr) bool { return ip.IsLoopback() || ip.String() == "10.0.0.7" }
+	for _, test := range []struct {
+		listen, advertise string
+		want              bool
+	}{
+		{"127.0.0.1:7081", "127.0.0.2", true},
+		{"127.0.0.1:7081", "127.0.0.2:7081", true},
+		{"127.0.0.1:7081", "10.0.0.7", true},
+		{"[::1]:7081", "127.0.0.1", true},
+		{"127.0.0.2:7081", "127.0.0.2", false},
+		{"[::]:7081", "127.0.0.2", false},
+		{"0.0.0.0:7081", "10.0.0.7", false},
+		{"127.0.0.1:7081", "", false},
+		{"127.0.0.1:7081", "127.0.0.2:9000", false}, // perhaps somebody forwards it
+		{"10.0.0.7:7081", "192.0.2.1", false},       // and that
+	} {
+		if got := unreachable(netip.MustParseAddrPort(test.listen), parseAdvertise(test.advertise), own); got != test.want {
+			t.Errorf("unreachable(%s, %s) = %v, want %v", test.listen, test.advertise, got, test.want)
 		}
 	}
 }
