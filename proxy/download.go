@@ -310,7 +310,7 @@ func (d *download) bring() error {
 	ways := map[string]func(context.Context) error{"swarm": d.bySwarm, "seeder": d.bySeeder, "upstream": d.byUpstream}
 	var last error
 	for at, fruitless := 0, 0; fruitless < maxFruitless; {
-		before, way := d.partial.Received(), waysInOrder[at]
+		before, callers, way := d.partial.Received(), d.rights.Added(), waysInOrder[at]
 		d.mirror.ledger.Way(d.partial.Digest(), way, d.why)
 		tracing.Of(d.ctx).Way(way, d.why)
 		err := ways[way](ctx)
@@ -329,8 +329,11 @@ func (d *download) bring() error {
 			if d.partial.Received() > before {
 				fruitless = 0
 			}
+			if way == "upstream" && registry.TurnedAway(err) && d.rights.Added() == callers {
+				return err // so that clients, who alone can get other tokens, hear of it
+			}
 		}
-		if at++; at == len(waysInOrder) {
+		if at++; at == len(waysInOrder) && fruitless < maxFruitless {
 			at = 0
 			d.pause(fruitless)
 		}

@@ -135,6 +135,36 @@ func TestTokenEndsInMidBlob(t *testing.T) {
 	})
 }
 
+// When all tokens have ended the registry is not asked again and again: only a client can
+// bring another, and its pull goes on where the last one broke off.
+func TestAllTokensEndInMidBlob(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
+		b := random(big, 75)
+		d := up.Push(t, "secret", true, b)
+		up.Admit("Bearer old")
+		held, hold := make(chan struct{}), make(chan struct{})
+		up.Fail(&registrytest.Fault{Left: 1, At: 2 << 20, Held: held, Hold: hold, Cut: true})
+		begun, err := m.open(t, "GET", blobPath("secret", d), "Bearer old")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer begun.Body.Close()
+		wait(t, "blob arriving", held)
+		up.Revoke("Bearer old")
+		close(hold)
+		if got, err := io.ReadAll(begun.Body); err == nil {
+			t.Fatalf("%d bytes of %d ended politely", len(got), len(b))
+		}
+		m.settled(t, d)
+		// The seeder goes on once itself, and asks again for the swarm's way and for its own; the mirror asks last.
+		if n := len(up.Seen("GET", d.String())) - 1; n > 4 {
+			t.Errorf("the registry was asked %d times in the name of a token that it had refused", n)
+		}
+		up.Admit("Bearer new")
+		m.request(t, "GET", blobPath("secret", d), "Bearer new").mustBe(t, b)
+	})
+}
+
 // A second registry that claims to hold the blob of another is not believed,
 // neither while the blob arrives nor when it is here.
 func TestForeignRegistry(t *testing.T) {

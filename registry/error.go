@@ -77,9 +77,9 @@ func decided(err error) bool {
 	return Refused(err) && !hasStatus(err, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests)
 }
 
-// turnedAway is true for a verdict on the caller: not logged in, or not
+// TurnedAway is true for a verdict on the caller: not logged in, or not
 // allowed. Some registries say 403 to a token that is not theirs.
-func turnedAway(err error) bool {
+func TurnedAway(err error) bool {
 	return hasStatus(err, http.StatusUnauthorized, http.StatusForbidden)
 }
 

@@ -274,7 +274,7 @@ func (g *Grants) forget(who caller, c Content, refusal error) {
 	if _, granted := g.grants.get(grant{who, c.Repo}); granted && gone {
 		g.members.remove(c)
 	}
-	if gone || turnedAway(refusal) {
+	if gone || TurnedAway(refusal) {
 		g.grants.remove(grant{who, c.Repo})
 	}
 }

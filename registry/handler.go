@@ -79,7 +79,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	req.Authorization = r.Header.Get("Authorization")
 	err = h.answer(w, r, req)
-	if turnedAway(err) && req.HostInPath && req.Authorization != "" {
+	if TurnedAway(err) && req.HostInPath && req.Authorization != "" {
 		// The credentials answer another registry's challenge (see
 		// Request.HostInPath). What anyone may have needs none.
 		req.Authorization = ""

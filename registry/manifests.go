@@ -169,7 +169,7 @@ func (m *Manifests) resolve(ctx context.Context, req Request) (ocispec.Descripto
 // refused takes back what a refusal contradicts: the grant of a caller who is
 // turned away, and a tag that is gone, unless a stranger was told so.
 func (m *Manifests) refused(key tagged, req Request, refusal error) {
-	if turnedAway(refusal) {
+	if TurnedAway(refusal) {
 		m.Grants.revoke(req.Authorization, req.Repo)
 	}
 	if hasStatus(refusal, http.StatusNotFound) && m.Grants.Granted(req.Authorization, req.Repo, m.Grants.grace) {

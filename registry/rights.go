@@ -14,8 +14,9 @@ import (
 // does, so a request in mid-blob goes out in the name of any of them. All are
 // of one registry: another may have something else under the digest.
 type Rights struct {
-	mu   sync.Mutex // guards list
-	list []right    // the latest first
+	mu    sync.Mutex // guards the rest
+	list  []right    // the latest first
+	added int
 }
 
 type right struct {
@@ -30,10 +31,19 @@ const maxRights = 8
 func (r *Rights) Add(repo Repository, authorization string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.added++
 	added := right{repo, authorization}
 	r.list = slices.DeleteFunc(r.list, func(known right) bool { return known == added })
 	r.list = slices.Insert(r.list, 0, added)
 	r.list = r.list[:min(len(r.list), maxRights)]
+}
+
+// Added returns how often a caller has been added: who was refused in the name of all
+// knows by it whether there may be another now.
+func (r *Rights) Added() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.added
 }
 
 // From tells whether they are of the registry at host.
