@@ -304,6 +304,7 @@ func (d *download) bring() error {
 	ctx := d.ctx
 	if d.shelved {
 		d.mirror.ledger.Way(d.partial.Digest(), string(layers.FromCache), "")
+		tracing.Of(d.ctx).Way(string(layers.FromCache), "")
 		<-d.partial.Done()
 		return nil
 	}
