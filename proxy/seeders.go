@@ -87,14 +87,15 @@ func (s *seeders) well(key string) (list []Seeder) {
 		}
 	}
 	if len(list) > 1 {
-		slices.SortStableFunc(list, func(a, b Seeder) int { return cmp.Compare(weight(b, key), weight(a, key)) })
+		slices.SortStableFunc(list, func(a, b Seeder) int { return cmp.Compare(Weight(b.URL(), key), Weight(a.URL(), key)) })
 	}
 	return list
 }
 
-// weight is how much a seeder is to be asked about key rather than others.
-func weight(s Seeder, key string) uint64 {
-	sum := sha256.Sum256([]byte(s.URL() + " " + key))
+// Weight is how much the seeder at a URL is to be asked about key, a digest or what else
+// names content, rather than others.
+func Weight(url, key string) uint64 {
+	sum := sha256.Sum256([]byte(url + " " + key))
 	return binary.BigEndian.Uint64(sum[:])
 }
 

@@ -161,6 +161,50 @@ func TestPushedPlatforms(t *testing.T) {
 	}
 }
 
+// Where all seeders are told of a push each fetches its own blobs, and the registry sends
+// each once.
+func TestPushIsShared(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	const n = 3
+	var told []*testSeeder
+	for i := range n {
+		told = append(told, newSeederWith(t, t.TempDir(), func(cfg *seeder.Config) {
+			cfg.Mine = func(d digest.Digest) bool { return int(d.Encoded()[0])%n == i }
+		}, up))
+	}
+	var blobs [][]byte
+	for i := range uint64(6) {
+		config, layer := random(100, 50+i), random(2000, 60+i)
+		manifest := up.PushImage(t, "app", fmt.Sprint("v", i), config, layer)
+		for _, s := range told {
+			a := s.tell(t, up.Host, "blobs", digest.FromBytes(layer), "")
+			if a.status != http.StatusAccepted {
+				t.Errorf("answer = %d %q", a.status, clip(a.body))
+			}
+			s.tell(t, up.Host, "manifests", manifest, fmt.Sprint("v", i)).mustAccept(t, 1, 0)
+		}
+		blobs = append(blobs, config, layer)
+	}
+	for _, b := range blobs {
+		told[int(digest.FromBytes(b).Encoded()[0])%n].ready(t, b)
+	}
+	for i, s := range told {
+		eventually(t, "all pushes have been looked at", func() bool { return s.counter(t, "murder_warmed_total", "ready") >= 6 })
+		for _, b := range blobs {
+			d := digest.FromBytes(b)
+			if _, ok := s.store.Stat(d); ok != (int(d.Encoded()[0])%n == i) {
+				t.Errorf("seeder %d has %s: %v", i, d, ok)
+			}
+		}
+	}
+	for _, b := range blobs {
+		if gets := up.Seen("GET", digest.FromBytes(b).String()); len(gets) != 1 {
+			t.Errorf("the registry was asked for a blob %d times, want once: %v", len(gets), gets)
+		}
+	}
+}
+
 // What is private is fetched with the seeder's own credentials, which let in nobody else.
 func TestPushedPrivateImage(t *testing.T) {
 	t.Parallel()

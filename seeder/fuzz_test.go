@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -35,6 +37,30 @@ func FuzzParseTorrent(f *testing.F) {
 		}
 		if again, err := registry.ParseRepository(req.Repo.Host, req.Repo.Name); err != nil || again != req.Repo {
 			t.Errorf("%q names %+v, which is none: %v", query, req.Repo, err)
+		}
+	})
+}
+
+// FuzzParsePushed reads what a registry sends as a manifest: what is let through names
+// digests that can be asked for.
+func FuzzParsePushed(f *testing.F) {
+	const d = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+	f.Add([]byte(`{"config":{"digest":"` + d + `"},"layers":[{"digest":"` + d + `","urls":["https://x"]}]}`))
+	f.Add([]byte(`{"manifests":[{"digest":"` + d + `","platform":{"os":"linux","architecture":"arm64"}}]}`))
+	f.Add([]byte(`{"manifests":[{"digest":"../x"}]}`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		m, err := parsePushed(d, content)
+		if err != nil {
+			return
+		}
+		tree := &pushedTree{known: make(map[digest.Digest]bool)}
+		if err := tree.add(m); err == nil && len(tree.blobs) > maxWarmBlobs {
+			t.Errorf("%d blobs", len(tree.blobs))
+		}
+		for _, part := range append(tree.blobs, m.Manifests...) {
+			if _, err := registry.ParseDigest(part.Digest.String()); err != nil {
+				t.Errorf("let through %q: %v", part.Digest, err)
+			}
 		}
 	})
 }

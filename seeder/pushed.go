@@ -72,8 +72,12 @@ func parsePushed(d digest.Digest, content []byte) (m pushedManifest, err error) 
 	if err := json.Unmarshal(content, &m); err != nil {
 		return m, fmt.Errorf("manifest %s: %w", d, err)
 	}
-	for _, part := range slices.Concat(m.Manifests, m.Layers, []ocispec.Descriptor{m.Config}) {
-		if _, err := registry.ParseDigest(part.Digest.String()); err != nil && part.Digest != "" {
+	parts := slices.Concat(m.Manifests, m.Layers)
+	if m.Config.Digest != "" { // an index has none
+		parts = append(parts, m.Config)
+	}
+	for _, part := range parts {
+		if _, err := registry.ParseDigest(part.Digest.String()); err != nil {
 			return m, fmt.Errorf("manifest %s: %w", d, err)
 		}
 	}

@@ -51,6 +51,9 @@ type Config struct {
 	// Self are the seeder's own credentials, with which it fetches what was pushed; nil =
 	// what anybody may have.
 	Self Self
+	// Mine tells which blobs of what is pushed are for this seeder to fetch, where others
+	// are told of it as well; nil = all.
+	Mine func(digest.Digest) bool
 	// WarmPlatforms are those of which pushed images are fetched; none = all.
 	WarmPlatforms []v1.Platform
 	// WarmFleet lists patterns, as path.Match has them, of the images HOST/REPOSITORY:TAG

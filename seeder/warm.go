@@ -64,8 +64,11 @@ func newWarmer(s *Seeder) *warmer {
 // heeds tells whether a push is to be fetched. Of which platform a blob is, only manifests
 // tell; where it matters they are waited for.
 func (w *warmer) heeds(p pushes.Push) bool {
-	return p.Kind == registry.Manifest || len(w.platforms) == 0
+	return p.Kind == registry.Manifest || len(w.platforms) == 0 && w.mine(p.Digest)
 }
+
+// mine tells whether a blob is for this seeder to fetch, and not for another.
+func (w *warmer) mine(d digest.Digest) bool { return w.seeder.cfg.Mine == nil || w.seeder.cfg.Mine(d) }
 
 // add puts a push in line; false means that there is no room. One that is in line already
 // needs none.
@@ -165,10 +168,14 @@ func (w *warmer) fetch(ctx context.Context, p pushes.Push) (blobs int, bytes int
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(warmBlobs)
 	for _, blob := range tree.blobs {
+		if !w.mine(blob.Digest) {
+			continue
+		}
+		blobs++
 		bytes += blob.Size
 		group.Go(func() error { return w.blob(ctx, p.Repo, blob.Digest) })
 	}
-	return len(tree.blobs), bytes, group.Wait()
+	return blobs, bytes, group.Wait()
 }
 
 // blob brings one, and returns when a mirror could have its metainfo.

@@ -32,6 +32,7 @@ func pushFlags() []cli.Flag {
 			}
 			return d, nil
 		}),
+		listOf("seeders", "`URL` of all seeders, this one too, word for word as mirrors have it in --seeder (repeatable), where all are told of pushes or watch: each fetches its share (default: this one fetches all)", checkSeeder),
 		listOf("warm-fleet", "`GLOB` of images HOST/REPOSITORY:TAG that all mirrors are told to fetch when they have been pushed, * standing for any characters but / (repeatable)", checkGlob),
 		listOf("warm-platform", "`OS/ARCH` of which pushed images are fetched (repeatable; default: all)", checkPlatform),
 	}

@@ -41,6 +41,11 @@ func runSeeder(c *cli.Context) error {
 		d.close()
 		return err
 	}
+	mine, err := d.share()
+	if err != nil {
+		d.close()
+		return err
+	}
 	origin := seeder.Open(d.ctx, seeder.Config{
 		Store: d.store, Swarm: d.swarm,
 		Upstream:        registry.NewClient(upstreams),
@@ -48,7 +53,7 @@ func runSeeder(c *cli.Context) error {
 		Advertise:       parseAdvertise(c.String("advertise")),
 		TagTTL:          c.Duration("tag-ttl"), AuthTTL: c.Duration("auth-ttl"), AuthGrace: c.Duration("auth-grace"),
 		Allow: upstreams.Allow, Self: selfFrom(newCredentials(d.insecure)),
-		WarmPlatforms: platforms, WarmFleet: listFlag(c, "warm-fleet"),
+		Mine: mine, WarmPlatforms: platforms, WarmFleet: listFlag(c, "warm-fleet"),
 		Watch: watches, WatchEvery: flagValue[time.Duration](c, "watch-interval"),
 		Upload: d.limits.upload, Download: d.limits.download,
 		// Without certificates whoever reaches the port can say that it is a host.

@@ -237,3 +237,38 @@ func TestWatchBacksOff(t *testing.T) {
 		}
 	})
 }
+
+// Whatever a registry answers about its tags, what is made of it can be asked for, and the
+// list has an end.
+func FuzzPage(f *testing.F) {
+	f.Add(`{"name":"app","tags":["v1","v2"]}`, `</v2/app/tags/list?last=v2&n=2>; rel="next"`)
+	f.Add(`{"tags":null}`, ``)
+	f.Add(`{"tags":["../x",""]}`, `<https://elsewhere/?last=..>;rel=next`)
+	f.Fuzz(func(t *testing.T, body, link string) {
+		pages := 0
+		w := &Watch{Pattern: Pattern{Repo: registry.Repository{Host: "reg.test", Name: "app"}, Tags: "*"}, Log: slog.New(slog.DiscardHandler),
+			Registry: list(func() *http.Response {
+				pages++
+				return &http.Response{Header: http.Header{"Link": {link}}, Body: io.NopCloser(strings.NewReader(body))}
+			})}
+		tags, err := w.tags(t.Context())
+		if pages > maxPages || len(tags) > maxTags {
+			t.Errorf("%d pages, %d tags", pages, len(tags))
+		}
+		for _, tag := range tags {
+			if err != nil || !registry.IsTag(tag) {
+				t.Errorf("tag %q, %v", tag, err)
+			}
+		}
+	})
+}
+
+// list is a Registry that lists tags so.
+type list func() *http.Response
+
+func (l list) Tags(context.Context, registry.Repository, url.Values) (*http.Response, error) {
+	return l(), nil
+}
+func (l list) Head(context.Context, registry.Repository, string) (digest.Digest, error) {
+	return "", nil
+}
