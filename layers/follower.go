@@ -164,12 +164,9 @@ func (p *Partial) firstHashes() []byte {
 // more to hash after all.
 func (p *Partial) judgeWhole() (done bool, err error) {
 	d := digest.NewDigest(p.digest.Algorithm(), p.digester)
-	var fault error
-	switch {
-	case p.shelved != nil: // some of it may have been read before a change, some after that
-		fault = unchanged(p.file, *p.shelved)
-	case d != p.digest:
-		fault = p.rotten()
+	var rotten error
+	if d != p.digest {
+		rotten = p.rotten()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,8 +175,8 @@ func (p *Partial) judgeWhole() (done bool, err error) {
 		return true, p.err
 	case p.rewind || p.outOfStep() || p.contiguous() < p.size:
 		return false, nil
-	case fault != nil:
-		p.end(fmt.Errorf("blob %s, before it was whole: %w", p.digest, fault))
+	case rotten != nil:
+		p.end(fmt.Errorf("blob %s, before it was whole: %w", p.digest, rotten))
 		return true, p.err
 	case d != p.digest:
 		p.end(fmt.Errorf("blob %s is %s: %w", p.digest, d, ErrMismatch))

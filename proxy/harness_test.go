@@ -101,13 +101,19 @@ type machine struct {
 // by serve.
 func openMachine(t testing.TB, dir string, cfg swarm.Config) *machine {
 	t.Helper()
+	return openMachineOver(t, layers.StoreConfig{Dir: dir}, cfg)
+}
+
+func openMachineOver(t testing.TB, store layers.StoreConfig, cfg swarm.Config) *machine {
+	t.Helper()
 	m := &machine{wait: func() {}, stop: func() {}}
 	var err error
 	if cfg.Listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Log = testLog(t)
-	if m.store, err = layers.OpenStore(layers.StoreConfig{Dir: dir, Log: testLog(t)}); err != nil {
+	store.Log = testLog(t)
+	if m.store, err = layers.OpenStore(store); err != nil {
 		t.Fatal(err)
 	}
 	if m.swarm, err = swarm.Open(cfg); err != nil {
@@ -235,7 +241,12 @@ func newMirror(t testing.TB, up *registrytest.Upstream, seeders []string, settin
 
 func newMirrorIn(t testing.TB, dir string, up *registrytest.Upstream, seeders []string, settings ...setting) *testMirror {
 	t.Helper()
-	m := &testMirror{machine: openMachine(t, dir, swarm.Config{}), up: up, metrics: prometheus.NewRegistry()}
+	return newMirrorOver(t, layers.StoreConfig{Dir: dir}, up, seeders, settings...)
+}
+
+func newMirrorOver(t testing.TB, store layers.StoreConfig, up *registrytest.Upstream, seeders []string, settings ...setting) *testMirror {
+	t.Helper()
+	m := &testMirror{machine: openMachineOver(t, store, swarm.Config{}), up: up, metrics: prometheus.NewRegistry()}
 	cfg := proxy.Config{
 		Store: m.store, Swarm: m.swarm, DefaultRegistry: up.Host,
 		Registries: registrytest.Client(up.Host),
