@@ -22,6 +22,20 @@ func (c *containerd) contentStore() string {
 	return filepath.Join(c.root, "root", "io.containerd.content.v1.content")
 }
 
+// removeAll drops all images, and waits for the garbage collection: the CRI plugin keeps
+// names of its own for what ctr has pulled.
+func (c *containerd) removeAll(t testing.TB) {
+	t.Helper()
+	waitUntil(t, "containerd has no image", func() error {
+		names, err := c.Ctr(t, "images", "ls", "-q")
+		if err != nil || strings.TrimSpace(names) == "" {
+			return err
+		}
+		_, err = c.Ctr(t, append([]string{"images", "rm", "--sync"}, strings.Fields(names)...)...)
+		return errors.Join(fmt.Errorf("it had %q", names), err)
+	})
+}
+
 // shelfBytes is how much a daemon shares from another program's folder.
 func shelfBytes(t testing.TB, d *daemon) int64 {
 	t.Helper()
@@ -128,43 +142,47 @@ func TestSeedsFromRegistryStorage(t *testing.T) {
 func TestEngineStoreIsShared(t *testing.T) {
 	for name, programs := range map[string]func(testing.TB) containerdPrograms{"1.6": debianContainerd, "2": newContainerd} {
 		t.Run(name, func(t *testing.T) {
-			images, c := loadFixtures(t), startContainerd(t, programs(t))
+			c := startContainerd(t, programs(t))
+			image, err := makeImage(newRoot(t), "engine", 12<<20, 4<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
 			f := startFleet(t, fleetConfig{
-				Registry: registryConfig{Storage: images.Storage}, Mirrors: 1,
-				SeederFlags: []string{"--upload-limit", "16MiB"}, // so that others have some of it from the mirror
+				Mirrors:     1,
+				SeederFlags: []string{"--upload-limit", "4MiB"}, // so that others have some of it from the mirror
 				MirrorFlags: []string{"--engine-store", c.contentStore()},
 			})
 			m := f.Mirrors[0]
+			push(t, f.Registry.Addr, "app:v1", image, nil)
 			c.Mirror(t, f.Registry.Addr, m.Addr)
-			ref := f.Registry.Addr + "/" + bigRepo + ":" + fixtureTag
+			ref := f.Registry.Addr + "/app:v1"
 			if err := c.Pull(t, ref, ""); err != nil {
 				t.Fatal(err)
 			}
-			layers := sizeOf(layerBlobs(t, images.Big.Images["linux/amd64"]))
+			layers := sizeOf(layerBlobs(t, image))
 			waitUntil(t, "the copies are dropped", func() error {
 				if got := shelfBytes(t, m); got < layers {
 					return fmt.Errorf("%d of %d bytes are shared without a copy", got, layers)
 				}
 				return nil
 			})
-			if used := diskUsed(t, m.DataDir); used > 2<<20 {
+			if used := diskUsed(t, m.DataDir); used > 1<<20 {
 				t.Errorf("the mirror's folder takes %d bytes", used)
 			}
 
 			other := f.addMirror(t)
-			if _, err := pullImage(t, other, f.Registry.Addr, bigRepo, fixtureTag); err != nil {
+			if _, err := pullImage(t, other, f.Registry.Addr, "app", "v1"); err != nil {
 				t.Error(err)
 			}
 			if other.Metrics(t).Sum("murder_received_bytes_total", `from="peer"`) == 0 {
 				t.Error("another host has had nothing of what containerd has")
 			}
 
-			c.Remove(t, ref)
+			c.removeAll(t)
 			waitShelf(t, m, 0)
 			if err := c.Pull(t, ref, ""); err != nil {
-				t.Fatal(err)
+				t.Error(err)
 			}
-			sameTree(t, "ctr", c.Tree(t, ref), images.Big.Tree)
 		})
 	}
 }
