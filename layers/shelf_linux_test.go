@@ -451,6 +451,19 @@ func TestCopyStays(t *testing.T) {
 	stays(s, "a manifest")
 }
 
+// A shelf that is the store's own folder, by whatever name, costs no blob.
+func TestShelfIsTheStoreItself(t *testing.T) {
+	blob := content(12, 1000)
+	dir, name := t.TempDir(), filepath.Join(t.TempDir(), "engine")
+	if err := os.Symlink(dir, name); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, StoreConfig{Dir: dir, Shelf: EngineShelf(name)})
+	d := put(t, s, blob)
+	look(t, s)
+	wantBlob(t, s, d, blob)
+}
+
 // A pin keeps what the shelf's owner may remove: it is copied.
 func TestPinCopiesFromShelf(t *testing.T) {
 	blob := content(8, 20*minPieceLength+1)

@@ -338,6 +338,9 @@ func (s *Store) retire(ctx context.Context, e *entry, pace *Limiter) error {
 	}
 	s.names.Lock()
 	defer s.names.Unlock()
+	if own, err := os.Lstat(s.blobPath(e.digest)); err != nil || os.SameFile(own, fi) {
+		return nil // it is no copy: somebody has mounted or linked the one here there
+	}
 	s.mu.Lock()
 	stays := e.gone || e.pins > 0 || s.held[e.digest] > 0
 	s.mu.Unlock()
