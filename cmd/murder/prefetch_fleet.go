@@ -176,9 +176,10 @@ func (p *fleetPrefetch) run(ctx context.Context) (job *fleet.Job, err error) {
 			if ctx.Err() != nil {
 				return job, p.gaveUp(ctx, job, ctx.Err())
 			}
-			if !heard {
+			if !heard { // that seeder is away, or knows nothing of the order: it is said again, to the next
+				p.turn++
 				pause(ctx)
-				break // that seeder is away, or knows nothing of the order: it is said again
+				break
 			}
 		}
 		if over || err != nil {

@@ -23,7 +23,7 @@ type certs struct {
 func (l *lab) makeCerts(ctx context.Context) error {
 	dir := filepath.Join(l.dir, "certs")
 	out, err := exec.CommandContext(ctx, l.murder, "certs", "--dir", dir, "--host", "lab",
-		"--host", seederAddr.String(), "--host", twinAddr.String()).CombinedOutput()
+		"--host", seederAddr.String(), "--host", twinAddr.String(), "--host", "127.0.0.1").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("murder certs: %w: %s", err, out)
 	}

@@ -120,8 +120,11 @@ func (f *murderFleet) zoneFlag(zone int) []string {
 	return []string{"--zone", fmt.Sprintf("zone%d", zone)}
 }
 
+// mirrorName is what host i's mirror goes by.
+func mirrorName(i int) string { return fmt.Sprintf("mirror%02d", i) }
+
 func (f *murderFleet) startMirror(ctx context.Context, i int) error {
-	m, name := f.hosts[i], fmt.Sprintf("mirror%02d", i)
+	m, name := f.hosts[i], mirrorName(i)
 	flags := append(f.zoneFlag(f.plan.Hosts[i].Zone), "--host-name", name)
 	for _, seeder := range f.seeders() {
 		flags = append(flags, "--seeder", f.lab.seederURL(seeder))

@@ -41,6 +41,7 @@ var scenarios = []scenario{
 	{name: "warm", plan: warm},
 	{name: "cpu", plan: chain},
 	{name: "lone", run: lone},
+	{name: "fleet16", run: fleet16},
 }
 
 func findScenario(name string) (scenario, bool) {

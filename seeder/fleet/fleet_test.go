@@ -124,9 +124,11 @@ func newHost(t testing.TB, m Member, carry Carry, seeders ...*testFleet) *testHo
 		h.carried.Add(1)
 		return carry(ctx, o, say)
 	}}
+	var known []Seeder
 	for _, f := range seeders {
-		h.seeders = append(h.seeders, f.seeder())
+		known = append(known, f.seeder())
 	}
+	h.SetSeeders(known)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { h.Run(ctx) })
@@ -406,6 +408,33 @@ func TestTwoSeeders(t *testing.T) {
 	a.die()
 	j := b.mustOrder(Request{})
 	b.waitJob(j.ID, "b goes on alone", func(j Job) bool { return j.Ready == 1 })
+}
+
+// Seeders come and go: who is left is taken leave of, and what it has ordered is carried out.
+func TestSeedersComeAndGo(t *testing.T) {
+	a, b := newFleet(t, Config{}), newFleet(t, Config{})
+	release := make(chan struct{})
+	h := newHost(t, named("h"), func(ctx context.Context, _ Order, say func(Progress)) error {
+		say(Progress{State: Fetching, Bytes: 100, BytesDone: 50})
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, a)
+	r := Request{ID: NewID()}
+	a.mustOrder(r)
+	a.waitJob(r.ID, "it works", func(j Job) bool { return j.Working == 1 })
+	h.SetSeeders([]Seeder{b.seeder()})
+	a.waitHosts(func(s Snapshot) bool { return hostIn(s, "h").State == Away })
+	b.waitHosts(func(s Snapshot) bool { return hostIn(s, "h").State == Connected })
+	b.mustOrder(r)
+	close(release)
+	b.waitJob(r.ID, "it is ready", func(j Job) bool { return j.Ready == 1 })
+	if n := h.carried.Load(); n != 1 {
+		t.Errorf("carried out %d times, want once", n)
+	}
 }
 
 // A registry's challenge to a host comes back to whoever ordered, and new credentials go on to the hosts that need them.

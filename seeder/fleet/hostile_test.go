@@ -215,8 +215,9 @@ func TestHostileSeeder(t *testing.T) {
 		}
 	}()
 	ctx, cancel := context.WithCancel(t.Context())
-	a := &Agent{Member: named("h"), seeders: []Seeder{{URL: &url.URL{Scheme: "http", Host: l.Addr().String()}}}, Log: testLog(t),
+	a := &Agent{Member: named("h"), Log: testLog(t),
 		Carry: func(context.Context, Order, func(Progress)) error { t.Error("carried out nonsense"); return nil }}
+	a.SetSeeders([]Seeder{{URL: &url.URL{Scheme: "http", Host: l.Addr().String()}}})
 	ended := make(chan struct{})
 	go func() { defer close(ended); a.Run(ctx) }()
 	for range answers[:2] { // each next one is waited for longer
