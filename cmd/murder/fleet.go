@@ -76,7 +76,10 @@ func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
 	if err := who.Check(); err != nil {
 		return nil, usagef(d.cli, "%v", err)
 	}
-	a := &fleet.Agent{Member: who, Carry: carrier{mirror}.carry, Account: func() fleet.Account { return d.account(mirror) }, Log: d.log}
+	a := &fleet.Agent{
+		Member: who, Carry: carrier{mirror, flagValue[loader](d.cli, "load-into")}.carry,
+		Account: func() fleet.Account { return d.account(mirror) }, Log: d.log,
+	}
 	d.registerAgent(a)
 	m.agent = a
 	return m, nil
@@ -129,11 +132,14 @@ func registerFleet(metrics *prometheus.Registry, f *fleet.Fleet) {
 }
 
 // carrier carries out orders to the fleet as `murder prefetch` on the host would.
-type carrier struct{ mirror *proxy.Mirror }
+type carrier struct {
+	mirror *proxy.Mirror
+	loader loader
+}
 
 func (c carrier) carry(ctx context.Context, order fleet.Order, say func(fleet.Progress)) error {
-	if order.Load {
-		return fmt.Errorf("%w: this mirror is not told how to load images into its engine", fleet.ErrHopeless)
+	if order.Load && c.loader.engine == "" {
+		return fmt.Errorf("%w: this host's mirror is not told which engine to load images into; its flag is --load-into", fleet.ErrHopeless)
 	}
 	req := proxy.PrefetchRequest{Platforms: order.Platforms, Pin: order.Pin}
 	for _, image := range order.Images {
@@ -151,6 +157,11 @@ func (c carrier) carry(ctx context.Context, order fleet.Order, say func(fleet.Pr
 		return tally.err
 	case !ok:
 		return errors.New("not all images are here")
+	case order.Load:
+		p := tally.progress()
+		p.State = fleet.Loading
+		say(p)
+		return c.loader.loadAll(ctx, c.mirror, req.Images)
 	default:
 		return nil
 	}
