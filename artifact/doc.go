@@ -8,7 +8,7 @@
 //
 // A file of 1 MiB or more is a layer of its own, byte for byte, and so is every file of a folder with few of them: what
 // has not changed is neither pushed nor fetched again, and large ones arrive beside each other. Small files travel
-// together in a tar for each folder that has enough of them, with symlinks and empty folders. All follows from names,
+// together in tars of some 4 MiB, with symlinks and empty folders; one that changes changes one tar. All follows from names,
 // modes and bytes, so that the same folder is the same artifact, whoever pushes it and when; times and owners are not
 // kept. The tars are not compressed (they are gzip, which ORAS asks for, of stored blocks): the bytes would depend on
 // the compressor's version, and what is large among files has been compressed already.

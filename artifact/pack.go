@@ -1,6 +1,8 @@
 package artifact
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,7 +10,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -188,9 +189,9 @@ const (
 	ownLayer = 1 << 20 // bytes from which on a file is a layer of its own
 	// maxOwn bounds those layers: each costs some 300 bytes of a manifest of 4 MiB. The largest files have them.
 	maxOwn = 2000
-	// A tar has at least so many bytes before the folder above has one of its own; more, where that would be too many.
-	minTar = 4 << 20
-	// maxTars bounds the tars, but for one more at the top.
+	// A tar has about so many bytes, and so has what is sent for one changed file; more, where that would be too many.
+	tarUnit = 4 << 20
+	// maxTars is how many are about too many.
 	maxTars = 1024
 )
 
@@ -198,32 +199,80 @@ const (
 func plan(entries []*entry) []*Source {
 	own := ownLayers(entries)
 	var sources []*Source
-	p := &planner{unit: minTar}
-	root := &folder{}
-	folders := map[string]*folder{".": root}
-	var small int64
+	var rest []*entry
+	folders := make(map[string]*entry)
 	for _, e := range entries {
-		above := folders[path.Dir(e.path)]
+		if e.mode.IsDir() {
+			folders[e.path] = e
+		}
 		switch {
 		case own[e]:
 			sources = append(sources, &Source{title: e.path, entries: []*entry{e}})
-		case e.mode.IsDir():
-			folders[e.path] = &folder{entry: e}
-			above.folders = append(above.folders, folders[e.path])
-		default:
-			above.entries = append(above.entries, e)
-			small += tarSize(e)
+		case !e.mode.IsDir(), e.empty, octal(e.mode) != int64(defaultDirMode): // others make themselves
+			rest = append(rest, e)
 		}
 	}
-	for p.unit*maxTars < small { // doubled, so that a few bytes more do not move all
-		p.unit *= 2
+	for i, part := range cut(rest) {
+		sources = append(sources, &Source{title: nameOfTar(i), tar: true, entries: withFolders(part, folders)})
 	}
-	if rest, _ := p.gather(root); worthwhile(rest) {
-		p.emit(".", rest)
-	}
-	sources = append(sources, p.sources...)
 	sortSources(sources)
 	return sources
+}
+
+// cut divides entries into parts of about [tarUnit]. A part ends where the hash of a name says so, and not where so many
+// bytes are full: what comes or goes moves the next border at the most, and the parts after it stay what they were.
+func cut(entries []*entry) (parts [][]*entry) {
+	var total int64
+	for _, e := range entries {
+		total += tarSize(e)
+	}
+	unit := int64(tarUnit)
+	for unit*maxTars < total { // doubled, so that a few bytes more do not move all borders
+		unit *= 2
+	}
+	begin, size := 0, int64(0)
+	for i, e := range entries {
+		size += tarSize(e)
+		hash := sha256.Sum256([]byte(e.path))
+		chance := uint64(tarSize(e)) << 32 / uint64(unit) // one border in unit bytes, whatever the files' sizes
+		if size >= 4*unit || size >= unit/4 && uint64(binary.BigEndian.Uint32(hash[:])) < chance {
+			parts = append(parts, entries[begin:i+1])
+			begin, size = i+1, 0
+		}
+	}
+	if begin < len(entries) {
+		parts = append(parts, entries[begin:])
+	}
+	return parts
+}
+
+// nameOfTar is the title of the i-th tar. All are of the folder itself, but ORAS wants names of which no two are alike:
+// they are ways to write ".", with the digits of i after it.
+func nameOfTar(i int) string {
+	title := "."
+	for ; i > 0; i /= 2 {
+		title += []string{"/", "/."}[i%2]
+	}
+	return title
+}
+
+// withFolders is a part with the folders above each entry, which ORAS does not make of itself.
+func withFolders(part []*entry, folders map[string]*entry) []*entry {
+	var all []*entry
+	listed := make(map[string]bool)
+	var add func(e *entry)
+	add = func(e *entry) {
+		if e == nil || listed[e.path] {
+			return
+		}
+		listed[e.path] = true
+		add(folders[path.Dir(e.path)])
+		all = append(all, e)
+	}
+	for _, e := range part {
+		add(e)
+	}
+	return all
 }
 
 // ownLayers are the files that are layers of their own. Registries do not like empty ones.
@@ -257,51 +306,6 @@ func ownLayers(entries []*entry) map[*entry]bool {
 		own[e] = true
 	}
 	return own
-}
-
-// folder is a folder with what of it goes into tars.
-type folder struct {
-	*entry
-	entries []*entry // files and symlinks
-	folders []*folder
-}
-
-// planner gathers small files into tars, from the leaves up: a folder gets a tar as soon as enough is in it that is in
-// none yet.
-type planner struct {
-	unit    int64 // bytes that are enough
-	sources []*Source
-}
-
-// gather returns what of f is left for a tar further up, with its bytes.
-func (p *planner) gather(f *folder) (rest []*entry, size int64) {
-	if f.entry != nil {
-		rest, size = append(rest, f.entry), tarSize(f.entry)
-	}
-	for _, e := range f.entries {
-		rest, size = append(rest, e), size+tarSize(e)
-	}
-	for _, sub := range f.folders {
-		below, n := p.gather(sub)
-		rest, size = append(rest, below...), size+n
-	}
-	if f.entry == nil || size < p.unit {
-		return rest, size
-	}
-	p.emit(f.entry.path, rest)
-	return nil, 0
-}
-
-func (p *planner) emit(title string, entries []*entry) {
-	slices.SortFunc(entries, func(a, b *entry) int { return strings.Compare(a.path, b.path) })
-	p.sources = append(p.sources, &Source{title: title, tar: true, entries: entries})
-}
-
-// worthwhile is false when there is nothing to tell but of folders that are as [Stage] makes them of themselves.
-func worthwhile(entries []*entry) bool {
-	return slices.ContainsFunc(entries, func(e *entry) bool {
-		return !e.mode.IsDir() || e.empty || octal(e.mode) != int64(defaultDirMode)
-	})
 }
 
 // tarSize is about what an entry takes of a tar.

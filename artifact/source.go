@@ -22,7 +22,7 @@ type Source struct {
 	root    *os.Root
 }
 
-// Title is the path of its file, or of the folder whose small files it has.
+// Title is the path of its file, or a way to write "." for a tar of small ones.
 func (s *Source) Title() string { return s.title }
 
 // Bytes is how much is read of files for it.
