@@ -2,6 +2,7 @@ package check
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -22,6 +23,7 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -128,7 +130,7 @@ func (m *manifests) add(doc string) error {
 	if head.Metadata.Namespace != namespace {
 		return fmt.Errorf("its namespace is %q", head.Metadata.Namespace)
 	}
-	strict := func(into any) error { return yaml.UnmarshalStrict([]byte(doc), into) }
+	strict := func(into any) error { return decode(doc, into) }
 	switch head.APIVersion + " " + head.Kind {
 	case "apps/v1 StatefulSet":
 		return strict(&m.seeder)
@@ -147,6 +149,16 @@ func (m *manifests) add(doc string) error {
 		return strict(&m.budgets[len(m.budgets)-1])
 	}
 	return fmt.Errorf("no test knows %s %s", head.APIVersion, head.Kind)
+}
+
+// decode refuses keys that are unknown, there twice, or spelled in another case, as the API server does.
+func decode(doc string, into any) error {
+	b, err := yaml.YAMLToJSONStrict([]byte(doc))
+	if err != nil {
+		return err
+	}
+	unknown, err := json.UnmarshalStrict(b, into)
+	return errors.Join(append(unknown, err)...)
 }
 
 func decodeInto[T any](all map[string]T, name string, decode func(any) error) error {
@@ -244,6 +256,9 @@ func TestHostPaths(t *testing.T) {
 				}
 			}
 			for _, c := range containers(pod) {
+				if dir := flagOf(c, "data-dir"); dir != "" && !strings.HasPrefix(dir+"/", mountOf(c, "data")+"/") {
+					t.Errorf("%s/%s: its data is in %s, which nothing is mounted at", role, c.Name, dir)
+				}
 				for _, mount := range c.VolumeMounts {
 					if !volumes[mount.Name] {
 						t.Errorf("%s/%s mounts %s, which there is not", role, c.Name, mount.Name)
@@ -386,6 +401,11 @@ func TestTLS(t *testing.T) {
 			if (i >= 0) != (flagOf(c, "tls-key") != "") {
 				t.Errorf("%s: secret %v, flag %q", role, i >= 0, flagOf(c, "tls-key"))
 			}
+			for flag, key := range map[string]string{"tls-cert": "tls.crt", "tls-key": "tls.key", "tls-ca": "ca.crt"} {
+				if at := flagOf(c, flag); at != "" && at != mountOf(c, "tls")+"/"+key {
+					t.Errorf("%s: --%s=%s, the secret's is %s", role, flag, at, key)
+				}
+			}
 			want := core.URISchemeHTTP
 			if i >= 0 && role == "seeder" {
 				want = core.URISchemeHTTPS
@@ -397,6 +417,16 @@ func TestTLS(t *testing.T) {
 			}
 		}
 	})
+}
+
+// mountOf is where a container has a volume.
+func mountOf(c core.Container, volume string) string {
+	for _, m := range c.VolumeMounts {
+		if m.Name == volume {
+			return m.MountPath
+		}
+	}
+	return ""
 }
 
 func TestPolicies(t *testing.T) {
