@@ -125,12 +125,12 @@ func ownNames(listen string) []string {
 	return names
 }
 
-// limit bounds the connections of the daemon's server.
+// limit bounds the connections of the daemon's server, which has its handler.
 func (d *daemon) limit(server *http.Server) {
-	connections := &gate.Connections{Max: int64(flagValue[int](d.cli, "max-connections")), Log: d.log}
-	server.ConnState = connections.State
+	connections := &gate.Connections{Max: flagValue[int](d.cli, "max-connections"), Log: d.log}
+	connections.Bound(server)
 	d.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "murder_http_connections", Help: "HTTP connections open; those above --max-connections are closed at once.",
+		Name: "murder_http_connections", Help: "HTTP connections open; of more than --max-connections the quiet ones are closed first.",
 	}, func() float64 { return float64(connections.Open()) }))
 }
 

@@ -42,9 +42,10 @@ func (d *daemon) serveWatch(ctx context.Context) error {
 	d.watched(mux)
 	connections := &gate.Connections{Max: watchers, Log: d.log}
 	server := &http.Server{
-		Handler: mux, MaxHeaderBytes: maxHeader, ConnState: connections.State,
+		Handler: mux, MaxHeaderBytes: maxHeader,
 		ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 	}
+	connections.Bound(server)
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	d.log.Info("metrics are answered apart", "addr", d.watch.Addr().String())
 	if err := server.Serve(d.watch); !errors.Is(err, http.ErrServerClosed) {

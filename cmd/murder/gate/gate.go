@@ -16,6 +16,7 @@ package gate
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -48,9 +49,25 @@ type Gate struct {
 	Log        *slog.Logger
 }
 
-// bodyTime is how long a body may take that is of no use here. Go's server
-// reads on after the answer, to use the connection again.
+// bodyTime is how long a body may take, also one that is of no use here: Go's
+// server reads on after the answer, to use the connection again.
 const bodyTime = 30 * time.Second
+
+// timely is the body of a request that may come in. Once it is here the answer may take as
+// long as it takes.
+type timely struct {
+	io.ReadCloser
+	conn *http.ResponseController
+}
+
+// Read implements io.Reader.
+func (b *timely) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.conn.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
 
 // EventsPath is where a seeder is told of pushes.
 const EventsPath = "/v1/events"
@@ -68,8 +85,10 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	own := !open(p) && g.Own(p)
 	err := g.judge(r, p, own)
-	if r.ContentLength != 0 && (err != nil || !own) {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+	if r.ContentLength != 0 {
+		conn := http.NewResponseController(w)
+		conn.SetReadDeadline(time.Now().Add(bodyTime))
+		r.Body = &timely{r.Body, conn}
 	}
 	if err != nil {
 		w.Header().Set("Connection", "close")

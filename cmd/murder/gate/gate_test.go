@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -265,14 +266,15 @@ func TestTokensThatAreNone(t *testing.T) {
 }
 
 // start serves g as a daemon does.
-func start(t *testing.T, h http.Handler, max int64, stall time.Duration) string {
+func start(t *testing.T, h http.Handler, max int, stall time.Duration) string {
 	t.Helper()
 	l, err := listen("127.0.0.1:0", stall)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &Connections{Max: max, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	s := &http.Server{Handler: h, ConnState: c.State}
+	s := &http.Server{Handler: h}
+	c.Bound(s)
 	done := make(chan struct{})
 	go func() { s.Serve(l); close(done) }()
 	t.Cleanup(func() { s.Close(); <-done })
@@ -305,18 +307,18 @@ func TestBodiesOfNoUse(t *testing.T) {
 	}
 }
 
-// One connection too many is closed, and there is room again when another goes.
+// One connection too many is closed where all others are at work, and there is room again
+// when another goes.
 func TestTooManyConnections(t *testing.T) {
 	const get = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-	addr := start(t, newGate(t, false), 2, time.Minute)
-	answered := func(c net.Conn) bool {
-		n, err := c.Read(make([]byte, 1<<10))
-		return n > 0 && err == nil
-	}
+	atWork, end := make(chan struct{}), make(chan struct{})
+	addr := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		atWork <- struct{}{}
+		<-end
+	}), 2, time.Minute)
 	first, second := dial(t, addr, get), dial(t, addr, get)
-	if !answered(first) || !answered(second) {
-		t.Fatal("those within the bound were not answered")
-	}
+	<-atWork
+	<-atWork
 	third, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -325,19 +327,47 @@ func TestTooManyConnections(t *testing.T) {
 	if _, err := third.Read(make([]byte, 1)); err == nil {
 		t.Error("the third was not closed")
 	}
-	first.Close()
-	for { // until the server has seen it
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
+	close(end)
+	for _, c := range []net.Conn{first, second} {
+		mustAnswer(t, c)
+	}
+	fourth := dial(t, addr, get)
+	<-atWork
+	mustAnswer(t, fourth)
+}
+
+func mustAnswer(t *testing.T, c net.Conn) {
+	t.Helper()
+	answer := make([]byte, 12)
+	if _, err := io.ReadFull(c, answer); err != nil || string(answer) != "HTTP/1.1 200" {
+		t.Errorf("answer = %q, %v", answer, err)
+	}
+}
+
+// Connections that say nothing, begin to say something or wait for their next request keep
+// nobody out; those that are being answered stay.
+func TestQuietConnectionsKeepNobodyOut(t *testing.T) {
+	const get = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	slow, end := make(chan struct{}), make(chan struct{})
+	addr := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(slow)
+			<-end
 		}
-		io.WriteString(c, get)
-		ok := answered(c)
-		c.Close()
-		if ok {
-			return
+	}), 4, time.Minute)
+	working := dial(t, addr, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	<-slow
+	silent, begun, idle := dial(t, addr, ""), dial(t, addr, "GET /v2/ HT"), dial(t, addr, get)
+	mustAnswer(t, idle)
+	for _, c := range []net.Conn{silent, begun, idle} {
+		mustAnswer(t, dial(t, addr, get))
+		c.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("a quiet connection has kept its place")
 		}
 	}
+	close(end)
+	mustAnswer(t, working)
 }
 
 // Where the fleet has certificates, who shows none gets health and metrics, and nothing
@@ -396,5 +426,42 @@ func TestEvents(t *testing.T) {
 	g.Identified = func(*http.Request) bool { return true }
 	if got := post(); got != 401 {
 		t.Errorf("a certificate in the token's place: %d, want 401", got)
+	}
+}
+
+// timed is an answer whose request may be read until some time.
+type timed struct {
+	*httptest.ResponseRecorder
+	until time.Time // zero is for ever
+}
+
+func (w *timed) SetReadDeadline(until time.Time) error {
+	w.until = until
+	return nil
+}
+
+// A body that never comes holds nothing up for ever, whatever it is for; once it is here, the
+// answer may take its time.
+func TestBodiesHaveTheirTime(t *testing.T) {
+	for _, path := range []string{"/v1/prefetch", "/v1/events", "/v2/"} {
+		w := &timed{ResponseRecorder: httptest.NewRecorder()}
+		g := newGate(t, false)
+		g.Next = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if w.until.IsZero() {
+				t.Errorf("the body of POST %s may come for ever", path)
+			}
+			if b, err := io.ReadAll(r.Body); err != nil || string(b) != "order" {
+				t.Errorf("body = %q, %v", b, err)
+			}
+			if !w.until.IsZero() {
+				t.Errorf("POST %s must be answered until %v", path, w.until)
+			}
+		})
+		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader("order"))
+		r.Host, r.RemoteAddr = "127.0.0.1:7080", "127.0.0.1:4711"
+		g.ServeHTTP(w, r)
+		if w.Code != http.StatusOK {
+			t.Errorf("POST %s = %d", path, w.Code)
+		}
 	}
 }
