@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -201,4 +202,84 @@ func TestReadOnlyDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, s, content(200, 1000))
+}
+
+// A disk with room for bytes and for no more files, or only some: what a blob needs beside
+// its own file is not there. Whoever reads it gets it whole or hears that the disk failed,
+// and once there is room again it is kept.
+func TestDiskWithoutRoomForFiles(t *testing.T) {
+	const files = 64
+	dir := smallDisk(t, fmt.Sprint("16m,nr_inodes=", files))
+	b := content(101, 2<<20)
+	m := metainfoOf(t, b)
+	for left := range 8 {
+		for _, inOrder := range []bool{true, false} {
+			s := openStore(t, StoreConfig{Dir: dir + "/cache"})
+			var taken []string
+			for {
+				name := fmt.Sprint(dir, "/other", len(taken))
+				if err := os.WriteFile(name, nil, 0o600); err != nil {
+					break
+				}
+				taken = append(taken, name)
+			}
+			for _, name := range taken[len(taken)-left:] {
+				if err := os.Remove(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := arrive(t, s, b, m, inOrder)
+			if err != nil && !DiskFailed(err) {
+				t.Errorf("%d files, in order %v: %v, want a failure of the disk", left, inOrder, err)
+			}
+			if err == nil && left == 0 {
+				t.Errorf("in order %v: a blob was kept without a file", inOrder)
+			}
+			for _, name := range taken[:len(taken)-left] {
+				if err := os.Remove(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, ok := s.Stat(m.Digest()); !ok {
+				if err := arrive(t, s, b, m, inOrder); err != nil {
+					t.Errorf("%d files, in order %v, and then all: %v", left, inOrder, err)
+				}
+			}
+			wantBlob(t, s, m.Digest(), b)
+			if err := s.Remove(m.Digest()); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		}
+	}
+}
+
+// arrive has a blob arrive, in order or by pieces, and tells why it is not in the store. A
+// reader of it must get all of it, or an error.
+func arrive(t *testing.T, s *Store, b []byte, m *Metainfo, inOrder bool) error {
+	t.Helper()
+	p, err := s.Partial(m.Digest(), m.Size(), "registry.test")
+	if err != nil {
+		return err
+	}
+	got := read(t.Context(), p, 0, m.Size())
+	if inOrder {
+		err = (&web{b: b}).fill(t, p)
+	} else if err = p.SetTorrent(m.Torrent()); err == nil {
+		for i := 0; i < m.Pieces() && err == nil; i++ {
+			err = p.WritePiece(i, pieceOf(m, b, i))
+		}
+	}
+	if err != nil {
+		p.Fail(err)
+	}
+	r := end(t, got)
+	if r.err == nil && !bytes.Equal(r.got, b) || r.err != nil && !DiskFailed(r.err) {
+		t.Errorf("a reader got %d bytes and %v", len(r.got), r.err)
+	}
+	await(t, p.Done())
+	<-p.atRest
+	return p.Err()
 }
