@@ -48,7 +48,7 @@ var chaosCases = []chaosCase{
 	{name: "rot in half of what has arrived", at: 0.4, strike: rotPartials},
 	{name: "rot in three caches", alone: true, flock: flockConfig{Hosts: 11}, before: rotCaches, at: 0.05},
 	{name: "rot in caches as they are read", alone: true, at: 1, strike: rotUnderReaders, check: pullAgain},
-	{name: "rot in what is arriving", at: 0.2, strike: rotArriving, check: toldOfRot},
+	{name: "rot in what is arriving", alone: true, at: 0.2, strike: rotArriving, check: toldOfRot},
 	{name: "disks of two full", wired: true, flock: flockConfig{SmallDisks: 2}, at: 0.25, strike: fillDisks},
 	{name: "disks of two full, seeder killed", wired: true, flock: flockConfig{SmallDisks: 2}, at: 0.25, strike: fillDisksKillSeeder},
 	{name: "two cables cut for 20 s", wired: true, at: 0.25, strike: cutCables},
