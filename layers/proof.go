@@ -155,8 +155,8 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 		return nil
 	}
 	m, err := metainfo()
-	if err != nil {
-		return err
+	if err != nil { // gone from the cache, as another reader has found it rotten
+		return fmt.Errorf("blob %s cannot be judged: %w", e.digest, errors.Join(errLost, err))
 	}
 	for i := first; i <= min(last, m.Pieces()-1); i++ {
 		if e.proof.holds(fi, i, i) {

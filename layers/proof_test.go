@@ -298,6 +298,11 @@ func TestByteFlipsAsItIsServed(t *testing.T) {
 				c = blob.Content()
 			}
 			path := s.blobPath(sha256Of(b))
+			other, err := s.Open(sha256Of(b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
 			client := &onFirst{then: func() {
 				damage(t, path, flipped)
 				later := time.Now().Add(time.Second) // than a coarse clock may have said at the last write
@@ -309,9 +314,12 @@ func TestByteFlipsAsItIsServed(t *testing.T) {
 			if through {
 				r = struct{ io.Reader }{r}
 			}
-			_, err := io.Copy(struct{ io.Writer }{client}, r)
+			_, err = io.Copy(struct{ io.Writer }{client}, r)
 			if !DiskFailed(err) || !bytes.HasPrefix(b[:flipped], client.Bytes()) || client.Len() < maxSpan {
 				t.Errorf("arriving %v, through %v: %d bytes, %v; want those before %d and a failure of the disk", arriving, through, client.Len(), err, flipped)
+			}
+			if _, err := other.ReadAt(make([]byte, 10), flipped); !DiskFailed(err) {
+				t.Errorf("arriving %v, through %v: another reader gets %v", arriving, through, err)
 			}
 			if u := s.Usage(); u.Rotten != 1 || u.Blobs != 0 {
 				t.Errorf("arriving %v, through %v: usage is %+v", arriving, through, u)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -190,4 +191,50 @@ func TestFolderVanishes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A folder that is swapped for another one under a running store, as when a backup is put
+// in its place: what the store knew of the old files is not believed of the new ones.
+func TestFolderIsSwapped(t *testing.T) {
+	right, wrong := content(1, 300<<10), content(2, 300<<10)
+	d := sha256Of(right)
+	dir := t.TempDir()
+	other := openStore(t, StoreConfig{Dir: dir + "/other"})
+	put(t, other, right)
+	only := put(t, other, content(3, 1000))
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := other.blobPath(d)
+
+	s := openStore(t, StoreConfig{Dir: dir + "/cache"})
+	put(t, s, right)
+	gone := put(t, s, content(4, 1000))
+	open, err := s.Open(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if err := os.WriteFile(path, wrong, 0o600); err != nil { // it has rotted there
+		t.Fatal(err)
+	}
+	later := time.Now().Add(time.Second)
+	if err := errors.Join(os.Chtimes(path, later, later), os.Rename(s.dir, dir+"/old"), os.Rename(other.dir, s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := serve(t, s, d, 0, int64(len(right)), false); err == nil || len(got) > 0 && !bytes.HasPrefix(right, got) {
+		t.Errorf("%d bytes and %v of a blob that is another in the new folder", len(got), err)
+	}
+	got := make([]byte, len(right))
+	if _, err := open.ReadAt(got, 0); err == nil && !bytes.Equal(got, right) || err != nil && !DiskFailed(err) {
+		t.Errorf("what was open: %v, want what it was or a failure of the disk", err)
+	}
+	eventually(t, "the new folder is known", func() bool {
+		_, there := s.Stat(only)
+		_, still := s.Stat(gone)
+		return there && !still
+	})
+	wantBlob(t, s, only, content(3, 1000))
+	put(t, s, right)
+	wantBlob(t, s, d, right)
 }
