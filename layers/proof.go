@@ -269,7 +269,7 @@ func (r *checkedReader) WriteTo(w io.Writer) (written int64, err error) {
 		written += got
 		r.off += got
 		if err == nil && got < n {
-			err = io.ErrUnexpectedEOF
+			err = fmt.Errorf("read blob %s at %d: %w", r.blob.Digest(), r.off, errLost)
 		}
 		if err != nil {
 			return written, err

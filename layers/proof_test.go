@@ -329,6 +329,27 @@ func TestByteFlipsAsItIsServed(t *testing.T) {
 	}
 }
 
+// A file that is cut short while it is being sent is a failure of our disk, too.
+func TestFileIsCutAsItIsServed(t *testing.T) {
+	b := content(9, maxSpan)
+	s := openStore(t, StoreConfig{})
+	blob, err := s.Open(put(t, s, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := blob.Content()
+	defer c.Close()
+	client := &onFirst{then: func() {
+		if err := os.Truncate(s.blobPath(blob.Digest()), maxSpan/2); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	_, err = io.Copy(struct{ io.Writer }{client}, c.Section(t.Context(), 0, maxSpan))
+	if !DiskFailed(err) || !bytes.HasPrefix(b, client.Bytes()) {
+		t.Errorf("%d bytes, %v; want a failure of the disk", client.Len(), err)
+	}
+}
+
 // A piece rots after it was found right and before the blob is whole. Who sent it is not
 // to blame: the blob is begun anew, and nobody was given all of it.
 func TestPieceRotsBeforeTheBlobIsWhole(t *testing.T) {
