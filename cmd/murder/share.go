@@ -74,6 +74,9 @@ func (s *share) set(ctx context.Context, now []roster.Seeder) {
 		s.self = own[0]
 		return
 	}
+	if len(all) < 2 {
+		return // all is ours; as long as it is not ready, a name service may not know a seeder
+	}
 	s.log.Warn("this seeder is not, or not clearly, one of --seeders: it fetches all that is pushed", "seeders", all, "own", own)
 }
 
