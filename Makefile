@@ -104,8 +104,8 @@ bench-disk: ## disk used by a host that has pulled an image with containerd, wit
 	$(BENCH) '^TestBenchDisk$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-memory
-bench-memory: ## resident memory of a mirror: idle, streaming 1 GiB to 3 clients, and with 1,000 layers, 100 swarms and 200 slow clients
-	$(BENCH) '^TestBench(Memory|Crowd)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
+bench-memory: ## resident memory of a mirror: idle, streaming 1 GiB to 3 clients, and with 1,000 layers, 100 swarms and 200 slow clients; TLS=1 with TLS
+	MURDER_BENCH_TLS=$(TLS) $(BENCH) '^TestBench(Memory|Crowd)$$' ./integration | grep -E '^(bench|---|ok|FAIL|panic)|_test.go:'
 
 .PHONY: bench-start
 bench-start: ## seconds until a mirror with 50,000 cached blobs is ready and has served one, and what a crash costs in bytes

@@ -287,7 +287,7 @@ func TestBenchMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := startFleet(t, fleetConfig{Mirrors: 1})
+	f := startFleet(t, fleetConfig{Mirrors: 1, Certs: benchCerts(t)})
 	push(t, f.Registry.Addr, "bench/app:v1", image, nil)
 	m, blob := f.Mirrors[0], layerBlobs(t, image)[0]
 	if a := get(t, m.URL()+"/readyz"); a.Status != http.StatusOK {
@@ -305,6 +305,15 @@ func TestBenchMemory(t *testing.T) {
 	clients.Wait()
 	report(t, "mirror idle %.0f MiB (wanted under 40), peak while 1 GiB streams to 3 clients %.0f MiB (wanted under 200); seeder's peak %.0f MiB",
 		idle, residentMiB(t, m.PID(), "VmHWM"), residentMiB(t, f.Seeder.PID(), "VmHWM"))
+}
+
+// benchCerts are for a fleet with TLS, if that is what is to be measured.
+func benchCerts(t *testing.T) *certs {
+	t.Helper()
+	if os.Getenv("MURDER_BENCH_TLS") == "" {
+		return nil
+	}
+	return newCerts(t)
 }
 
 // residentMiB reads VmRSS (now) or VmHWM (peak) of a process.
@@ -345,11 +354,11 @@ func TestBenchCrowd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := startFleet(t, fleetConfig{})
+	f := startFleet(t, fleetConfig{Certs: benchCerts(t)})
 	push(t, f.Registry.Addr, "bench/old:v1", old, nil)
 	push(t, f.Registry.Addr, "bench/arriving:v1", arriving, nil)
-	narrow := startSeeder(t, daemonConfig{Insecure: []string{f.name()}, Flags: []string{"--upload-limit", "4MiB"}})
-	m := startMirror(t, daemonConfig{Seeders: []string{f.Seeder.URL(), narrow.URL()}, Insecure: []string{f.name()}})
+	narrow := startSeeder(t, daemonConfig{Insecure: []string{f.name()}, Certs: f.certs, Flags: []string{"--upload-limit", "4MiB"}})
+	m := startMirror(t, daemonConfig{Seeders: []string{f.Seeder.URL(), narrow.URL()}, Insecure: []string{f.name()}, Certs: f.certs})
 	var pulls errgroup.Group
 	pulls.SetLimit(8)
 	for _, blob := range layerBlobs(t, old) {
