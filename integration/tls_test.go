@@ -62,6 +62,18 @@ func TestTLS(t *testing.T) {
 	if _, errs, code := runMurder(t, nil, append([]string{"status", "--mirror", f.Seeder.URL()}, c.flags()...)...); code != 0 {
 		t.Errorf("status of the seeder: %s", errs)
 	}
+	// Orders to a mirror go by TLS on the port of its engines.
+	mirror := "https://" + f.Mirrors[0].Addr
+	order := []string{"prefetch", "--mirror", mirror, f.Registry.Addr + "/fleet/app:v1"}
+	if _, errs, code := runMurder(t, nil, append(order, c.flags()...)...); code != 0 {
+		t.Errorf("prefetch by TLS: %s", errs)
+	}
+	if _, errs, code := runMurder(t, nil, append(order, stranger.flags()...)...); code == 0 || !strings.Contains(errs, "unknown authority") {
+		t.Errorf("a stranger's prefetch by TLS = %d: %s", code, errs)
+	}
+	if got := get(t, "http://"+f.Mirrors[0].Addr+"/v2/"); got.Status != http.StatusOK {
+		t.Errorf("an engine in plain is answered %d", got.Status)
+	}
 	if _, errs, code := runMurder(t, nil, append([]string{"status", "--mirror", f.Seeder.URL()}, stranger.flags()...)...); code == 0 || !strings.Contains(errs, "unknown authority") {
 		t.Errorf("a stranger's status of the seeder = %d: %s", code, errs)
 	}

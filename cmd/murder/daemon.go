@@ -137,8 +137,11 @@ func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
 	if err := d.openWatch(); err != nil {
 		return nil, err
 	}
-	if d.tls != nil && role == "seeder" { // a mirror's is for the engines on its host
+	switch {
+	case d.tls != nil && role == "seeder":
 		d.listener = tls.NewListener(d.listener, d.tls.HTTPS())
+	case d.tls != nil: // the engines on a mirror's host speak plain HTTP
+		d.listener = d.tls.Either(d.listener)
 	}
 	return d, nil
 }

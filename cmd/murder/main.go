@@ -52,7 +52,8 @@
 // (GET, POST, DELETE). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
 //
 // With --tls-cert, --tls-key and --tls-ca the seeder speaks HTTPS and answers only who shows a certificate of that CA, but for health
-// and metrics; BitTorrent on both is inside mutual TLS. The mirror's own HTTP, for the engines of its host, stays as it is.
+// and metrics; BitTorrent on both is inside mutual TLS. The mirror's own HTTP, for the engines of its host, stays as it is;
+// on the same port it takes HTTPS from who shows a certificate.
 //
 // # Logs, results, exit codes
 //

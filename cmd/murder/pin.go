@@ -44,11 +44,11 @@ func unpinCommand() *cli.Command {
 }
 
 func pinFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
 		apiTokenFlag(),
 		outputFlag(),
-	}
+	}, tlsFlags()...)
 }
 
 func pinAction(c *cli.Context) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/murderp2p/murder/cmd/murder/mtls"
 )
 
 func prefetchCommand() *cli.Command {
@@ -23,7 +26,8 @@ func prefetchCommand() *cli.Command {
 		Description: "Each mirror fetches the manifests, configs and layers of each IMAGE into its cache, all mirrors at once, so that they\n" +
 			"share the bytes among themselves. Private images are fetched with this user's own credentials, those of `docker login`\n" +
 			"and `podman login`; a mirror is given the token that a registry's token server grants for them, or, where a registry has\n" +
-			"none, user name and password themselves, so name mirrors across trusted networks only.\n\n" +
+			"none, user name and password themselves, so name mirrors on other hosts as https://HOST:7080, with the --tls\n" +
+			"flags of the daemons, or across trusted networks only.\n\n" +
 			"Exits with 0 only when every host has everything, otherwise with 1 and a line on stderr for each host that has not. What\n" +
 			"has been fetched stays, so a second run fetches what is missing.\n\n" +
 			"With --fleet a seeder tells all mirrors that it is the seeder of, those that --hosts, --zone, --label and --percent leave, and\n" +
@@ -74,7 +78,8 @@ type prefetch struct {
 	parallel  int           // mirrors asked at once
 	idle      time.Duration // a mirror that says nothing for so long is given up
 	creds     *credentials
-	token     string // of the mirrors' own API, "" for none
+	token     string         // of the mirrors' own API, "" for none
+	identity  *mtls.Identity // shown to mirrors that are asked by https; nil = none
 	progress  progress
 }
 
@@ -98,6 +103,9 @@ func newPrefetch(c *cli.Context) (*prefetch, error) {
 		return nil, err
 	}
 	if p.token, err = apiToken(c); err != nil {
+		return nil, err
+	}
+	if p.identity, err = openTLS(c, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
 	p.progress = newProgress(c.App.ErrWriter, p.mirrors)

@@ -66,6 +66,9 @@ func (p *prefetch) host(ctx context.Context, mirror string) hostResult {
 	start := time.Now()
 	j := &hostJob{prefetch: p, client: newClient(mirror, p.token), images: make(map[string]*imageJob)}
 	defer j.client.close()
+	if p.identity != nil {
+		j.client.identify(p.identity)
+	}
 	for _, img := range p.images {
 		if name := img.String(); j.images[name] == nil {
 			j.order = append(j.order, name)

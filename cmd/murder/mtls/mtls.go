@@ -131,12 +131,13 @@ func (f Files) stamps() (all [3]stamp) {
 
 // material is what the files hold, ready for use.
 type material struct {
-	leaf  *x509.Certificate
-	pool  *x509.CertPool
-	https *tls.Config // of the seeder
-	asks  *tls.Config // of who asks a seeder; lacks its name
-	takes *tls.Config // of who is called by a peer
-	calls *tls.Config // of who calls one
+	leaf   *x509.Certificate
+	pool   *x509.CertPool
+	https  *tls.Config // of the seeder
+	orders *tls.Config // of a mirror
+	asks   *tls.Config // of who asks a seeder; lacks its name
+	takes  *tls.Config // of who is called by a peer
+	calls  *tls.Config // of who calls one
 }
 
 // read returns what is in the files if others would accept it, today or ever.
@@ -179,9 +180,10 @@ func newMaterial(cert tls.Certificate, pool *x509.CertPool) *material {
 		// They are long, and what they carry is too.
 		DynamicRecordSizingDisabled: true,
 	}
-	m := &material{leaf: cert.Leaf, pool: pool, https: base.Clone(), asks: base.Clone(), takes: base.Clone(), calls: base.Clone()}
+	m := &material{leaf: cert.Leaf, pool: pool, https: base.Clone(), orders: base.Clone(), asks: base.Clone(), takes: base.Clone(), calls: base.Clone()}
 	m.https.ClientAuth = tls.VerifyClientCertIfGiven
 	m.https.NextProtos = []string{"http/1.1"} // blobs and waits want connections of their own
+	m.orders.ClientAuth, m.orders.NextProtos = tls.RequireAndVerifyClientCert, m.https.NextProtos
 	m.takes.ClientAuth = tls.RequireAndVerifyClientCert
 	m.calls.InsecureSkipVerify = true // of the name, which a peer has none of; the rest is verified here:
 	m.calls.VerifyConnection = func(s tls.ConnectionState) error {

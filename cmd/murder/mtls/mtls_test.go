@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -249,6 +250,74 @@ func TestHTTPS(t *testing.T) {
 }
 
 // due has the next connection look at the files.
+// A mirror is asked in plain and by TLS on one port; a client that says it speaks TLS must show a certificate.
+func TestEither(t *testing.T) {
+	a, ca := newAuthority(t)
+	other, otherCA := newAuthority(t)
+	id := open(t, issue(t, a, time.Hour, "127.0.0.1"), ca.Cert)
+	trusting := open(t, issue(t, other, time.Hour, "x"), slices.Concat(ca.Cert, otherCA.Cert))
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := bytes.Repeat([]byte("layer"), 1<<18)
+	file := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			io.Copy(w, r.Body)
+			return
+		}
+		http.ServeFile(w, r, file)
+	})}
+	go server.Serve(id.Either(plain))
+	t.Cleanup(func() { server.Close() })
+
+	for who, test := range map[string]struct {
+		scheme string
+		dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+		ok     bool
+	}{
+		"an engine":         {"http", nil, true},
+		"one of the fleet":  {"https", id.DialHTTPS, true},
+		"one of another CA": {"https", trusting.DialHTTPS, false},
+		"one without a certificate": {"https", func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(ctx, network, addr)
+		}, false},
+	} {
+		client := &http.Client{Transport: &http.Transport{DialTLSContext: test.dial}}
+		for range 2 { // on one connection
+			resp, err := client.Get(test.scheme + "://" + plain.Addr().String() + "/")
+			if !test.ok {
+				if err == nil {
+					t.Errorf("%s was answered %s", who, resp.Status)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", who, err)
+				continue
+			}
+			got, err := io.ReadAll(resp.Body)
+			if resp.Body.Close(); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%s got %d bytes of %d, %v", who, len(got), len(content), err)
+			}
+			resp, err = client.Post(test.scheme+"://"+plain.Addr().String()+"/", "text/plain", bytes.NewReader(content))
+			if err != nil {
+				t.Errorf("%s: %v", who, err)
+				continue
+			}
+			got, err = io.ReadAll(resp.Body)
+			if resp.Body.Close(); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%s got %d bytes of %d back, %v", who, len(got), len(content), err)
+			}
+		}
+		client.CloseIdleConnections()
+	}
+}
+
 func (id *Identity) due() { id.checked.Store(0) }
 
 // A whole fleet moves from one CA to another while it runs: what is open stays, what is
