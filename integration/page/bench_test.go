@@ -3,6 +3,7 @@ package page_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -58,18 +59,20 @@ func TestBenchPage(t *testing.T) {
 // cost is what updates cost on average.
 type cost struct {
 	first, bytes int     // of the first event; of an update, to one viewer
-	cpu          float64 // milliseconds of this process, viewers, who only count, included
+	cpu          float64 // milliseconds of this process: with the fake fleet, and the viewers, who only count
 }
 
 // measure has viewers look for some updates.
 func measure(t *testing.T, s *seeder, f *fakeFleet, viewers int, atWork bool) (c cost) {
 	t.Helper()
-	const updates = 10
+	const updates = 20
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
 	f.set(func(f *fakeFleet) { f.step, f.play = 40, atWork })
 	defer f.set(func(f *fakeFleet) { f.play = false })
 	streams := make([]*bufio.Reader, viewers)
 	for i := range streams {
-		streams[i] = bufio.NewReaderSize(events(t, s), 1<<20)
+		streams[i] = bufio.NewReaderSize(events(ctx, t, s), 1<<20) // an event is one line
 		c.first = event(t, streams[i])
 	}
 	for _, stream := range streams {
@@ -86,9 +89,9 @@ func measure(t *testing.T, s *seeder, f *fakeFleet, viewers int, atWork bool) (c
 	return c
 }
 
-func events(t *testing.T, s *seeder) io.Reader {
+func events(ctx context.Context, t *testing.T, s *seeder) io.Reader {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), "GET", s.url()+"page/events", nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", s.url()+"page/events", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +100,6 @@ func events(t *testing.T, s *seeder) io.Reader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { resp.Body.Close() })
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("events: %s", resp.Status)
 	}

@@ -110,7 +110,7 @@ const checks = {
 
 	async 'on a phone'() {
 		await order('/set?hosts=2000&step=50&hostile');
-		await look({as: token, viewport: {width: 360, height: 740}, deviceScaleFactor: 2, isMobile: true, hasTouch: true}, async page => {
+		await look({as: token, viewport: {width: 360, height: 740}, isMobile: true, hasTouch: true}, async page => {
 			await until(page, '#hosts', /^2,000$/);
 			assert.equal(await sideways(page), 0, 'scrolls sideways with long names');
 			await order('/set?hosts=2000&step=50');
@@ -233,10 +233,10 @@ const checks = {
 	async 'the picture in the README'() {
 		await order('/kill'); // with its history
 		await order('/start');
-		await order('/set?hosts=480&step=8');
+		await order('/set?hosts=480&step=14');
 		await look({as: token, viewport: {width: 1100, height: 980}}, async page => {
 			await until(page, '#hosts', /^480$/);
-			await order('/set?hosts=480&step=8&play');
+			await order('/set?hosts=480&step=14&play');
 			await until(page, '#swarms .right', /^(6|7)\d of 480 hosts/);
 			await page.evaluate(() => document.activeElement?.blur());
 			await shot(page, 'readme', false);
