@@ -97,7 +97,7 @@ func (s *Store) loadBlobs() error {
 		err := eachFile(dir, func(fi fs.FileInfo) error {
 			d := digest.NewDigestFromEncoded(alg, fi.Name())
 			if checkDigest(d) == nil && fi.Mode().IsRegular() {
-				list = append(list, &entry{digest: d, size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime()})
+				list = append(list, &entry{digest: d, size: fi.Size(), used: lastUse(fi), touched: lastUse(fi)})
 			}
 			return nil
 		})
@@ -209,4 +209,13 @@ func eachFile(dir string, f func(fs.FileInfo) error) error {
 		}
 	}
 	return nil
+}
+
+// lastUse is when a blob was used, by its file's time. That may come from a clock that was
+// ahead, and the blob would be the last to go for as long as it was.
+func lastUse(fi fs.FileInfo) time.Time {
+	if now := time.Now(); fi.ModTime().After(now) {
+		return now
+	}
+	return fi.ModTime()
 }

@@ -382,3 +382,32 @@ func TestPieceRotsBeforeTheBlobIsWhole(t *testing.T) {
 	writePieces(t, again, m, b)
 	wantWhole(t, s, again, b)
 }
+
+// What was noted while the clock was ahead keeps no blob from being verified, nor from
+// making room.
+func TestClockWasAhead(t *testing.T) {
+	s := openStore(t, StoreConfig{Limit: 2500})
+	a, b := put(t, s, content(1, 1000)), put(t, s, content(2, 1000))
+	ahead := time.Now().Add(1000 * time.Hour)
+	for _, path := range []string{s.blobPath(a), s.torrentPath(a)} {
+		if err := os.Chtimes(path, ahead, ahead); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, StoreConfig{Dir: s.dir, Limit: 2500})
+	if due := s.due(time.Now().Add(-scrubTurn)); len(due) != 1 || due[0].digest != a {
+		t.Errorf("%d blobs are due, want the one that was verified in the future", len(due))
+	}
+	blob, err := s.Open(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob.Close()
+	put(t, s, content(3, 1000))
+	if _, ok := s.Stat(b); !ok {
+		t.Error("a blob that was used last has made room for one that was used in the future")
+	}
+}

@@ -54,9 +54,11 @@ func (s *Store) due(before time.Time) []*entry {
 		items = append(items, item{e: e})
 	}
 	s.mu.Unlock()
+	now := time.Now()
 	for i := range items {
 		at := items[i].e.proof.lastHashed() // where the disk takes no mtime
-		if fi, err := os.Lstat(s.torrentPath(items[i].e.digest)); err == nil && fi.ModTime().After(at) {
+		// What is to come was noted by a clock that was ahead, and says nothing.
+		if fi, err := os.Lstat(s.torrentPath(items[i].e.digest)); err == nil && fi.ModTime().After(at) && !fi.ModTime().After(now) {
 			at = fi.ModTime()
 		}
 		items[i].at = at

@@ -150,7 +150,7 @@ func (s *Store) learn(d digest.Digest, fi fs.FileInfo) {
 	if s.blobs[d] != nil {
 		return
 	}
-	e := &entry{digest: d, size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime()}
+	e := &entry{digest: d, size: fi.Size(), used: lastUse(fi), touched: lastUse(fi)}
 	s.blobs[d] = e
 	s.bytes += e.size
 	if s.held[d] == 0 {
