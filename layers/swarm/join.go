@@ -71,7 +71,8 @@ func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (
 // grow offers what becomes known of a torrent, until all is or it fails.
 func (x *exchange) grow() {
 	for known := 0; ; {
-		changed := x.torrent.Changed()
+		// Whether that is all is asked first: what comes to be known meanwhile is looked at again.
+		changed, whole := x.torrent.Changed(), x.torrent.Metainfo() != nil
 		x.mu.Lock()
 		for n := x.torrent.Known(); known < n; known++ {
 			x.have.set(known)
@@ -87,7 +88,7 @@ func (x *exchange) grow() {
 			x.client.forsake(x)
 			return
 		}
-		if x.torrent.Metainfo() != nil {
+		if whole {
 			return
 		}
 		select {
