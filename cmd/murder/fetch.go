@@ -153,10 +153,14 @@ func (f *fetch) run(ctx context.Context) (fetchResult, error) {
 	if free, err := artifact.DiskFree(f.folder); err == nil && free < result.Bytes {
 		return result, fmt.Errorf("%w: %s is to have %s more, and there are %s free", artifact.ErrDiskFull, f.folder, bytesText(result.Bytes), bytesText(free))
 	}
-	if err := f.show(ctx, result, len(a.Layers), func(ctx context.Context) error { return f.layers(ctx, a, stage) }); err != nil {
-		return result, err
-	}
-	overwritten, err := stage.Commit()
+	var overwritten []string
+	err = f.show(ctx, result, len(a.Layers), func(ctx context.Context) error {
+		if err := f.layers(ctx, a, stage); err != nil {
+			return err
+		}
+		overwritten, err = stage.Commit()
+		return err
+	})
 	result.Overwritten = append(result.Overwritten, overwritten...)
 	result.Files, result.Through, result.TookMS = stage.Files(), f.puller.through(), time.Since(start).Milliseconds()
 	return result, err

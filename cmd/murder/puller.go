@@ -36,10 +36,12 @@ type way struct {
 }
 
 const (
-	// mirrorIdle is how long a mirror may send nothing. It leaves ways that bring nothing much earlier than that.
-	mirrorIdle = time.Minute
-	// pullTries is how often in a row a way is asked for a blob without a byte of it.
+	// mirrorIdle is how long a mirror may send nothing. It leaves ways that bring nothing earlier than that.
+	mirrorIdle = 30 * time.Second
+	// pullTries is how often in a row a way is asked for a blob without a byte of it, and pullWait for how long: one
+	// that hangs need not do so twice.
 	pullTries = 4
+	pullWait  = mirrorIdle
 )
 
 // newPuller asks the mirror at that base URL first.
@@ -133,7 +135,7 @@ func (p *puller) authorized(ctx context.Context, w way, do func(auth string) err
 
 // blob is the content of a blob of size bytes; the caller verifies it.
 func (p *puller) blob(ctx context.Context, d digest.Digest, size int64) io.ReadCloser {
-	return &pulledBlob{ctx: ctx, puller: p, digest: d, size: size}
+	return &pulledBlob{ctx: ctx, puller: p, digest: d, size: size, last: time.Now()}
 }
 
 // pulledBlob is a blob that is asked for when it is read.
@@ -142,8 +144,9 @@ type pulledBlob struct {
 	puller *puller
 	digest digest.Digest
 	size   int64
-	at     int64 // the next byte
-	tries  int   // since a byte came
+	at     int64     // the next byte
+	tries  int       // since a byte came
+	last   time.Time // when one came, or the way was taken
 	body   io.ReadCloser
 }
 
@@ -156,7 +159,7 @@ func (b *pulledBlob) Read(buf []byte) (int, error) {
 			var n int
 			if n, err = b.body.Read(buf); n > 0 {
 				b.at += int64(n)
-				b.tries = 0
+				b.tries, b.last = 0, time.Now()
 				return n, nil // the error comes again
 			}
 			if err == nil {
@@ -200,7 +203,7 @@ func (b *pulledBlob) again(w way, err error) error {
 		return context.Cause(b.ctx)
 	case registry.Refused(err):
 		return err
-	case b.tries < pullTries:
+	case b.tries < pullTries && time.Since(b.last) < pullWait:
 		select {
 		case <-b.ctx.Done():
 			return context.Cause(b.ctx)
@@ -208,7 +211,7 @@ func (b *pulledBlob) again(w way, err error) error {
 			return nil
 		}
 	case b.puller.leave(w, err):
-		b.tries = 0
+		b.tries, b.last = 0, time.Now()
 		return nil
 	default:
 		return err
@@ -237,7 +240,7 @@ type throughMirror struct {
 func newThroughMirror(mirror *url.URL, host string) *throughMirror {
 	at := registry.Transport()
 	at.Proxy = nil // mirrors are at home
-	at.ResponseHeaderTimeout = answerTimeout
+	at.ResponseHeaderTimeout = mirrorIdle
 	return &throughMirror{mirror: mirror, registry: host, at: at, past: registry.Transport()}
 }
 
