@@ -354,7 +354,8 @@ func TestShelfLeadsNowhereElse(t *testing.T) {
 // look looks at the shelf once, as if nobody had asked for anything for long.
 func look(t testing.TB, s *Store) {
 	t.Helper()
-	s.lookAtShelf(t.Context(), 0, nil)
+	s.forgetGone()
+	s.retireIdle(t.Context(), 0, nil)
 }
 
 // The engine has got a blob too: the store's copy goes, what is read is the engine's, and

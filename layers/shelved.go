@@ -234,43 +234,61 @@ const (
 	retireRate = 64 << 20
 )
 
-// watchShelf looks at the shelf until ctx ends.
-func (s *Store) watchShelf(ctx context.Context) {
+// watchShelf looks at the shelf for what has gone, until ctx ends.
+func (s *Store) watchShelf(ctx context.Context) { again(ctx, s.forgetGone) }
+
+// retireCopies looks at the shelf for what has come, until ctx ends. The hashing takes its
+// time, and what has gone is not to wait for it.
+func (s *Store) retireCopies(ctx context.Context) {
 	pace := NewLimiter(retireRate)
+	again(ctx, func() { s.retireIdle(ctx, retireAfter, pace) })
+}
+
+// again calls look until ctx ends, with pauses in which a look at some 100,000 blobs does
+// not show.
+func again(ctx context.Context, look func()) {
 	for {
-		took := s.lookAtShelf(ctx, retireAfter, pace)
+		begun := time.Now()
+		look()
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(shelfEvery, 100*took)): // with some 100,000 blobs it shows
+		case <-time.After(min(max(shelfEvery, 10*time.Since(begun)), time.Minute)):
 		}
 	}
 }
 
-// lookAtShelf forgets what has gone from the shelf, and drops copies of what has come. A
-// copy is one that nobody has asked for within calm. It returns how long the looking took.
-func (s *Store) lookAtShelf(ctx context.Context, calm time.Duration, pace *Limiter) (took time.Duration) {
-	begun := time.Now()
+// forgetGone forgets blobs that have gone from the shelf.
+func (s *Store) forgetGone() {
 	s.probeShelf()
-	shelved, copies := s.ofShelf(calm)
-	there := make(map[digest.Digest]int64)
-	if err := s.shelf.stat(append(digestsOf(shelved), digestsOf(copies)...), func(d digest.Digest, size int64) { there[d] = size }); err != nil {
-		s.log.Debug("shelf cannot be looked at", "err", err)
+	var shelved []*entry
+	s.mu.Lock()
+	for _, e := range s.blobs {
+		if e.shelved {
+			shelved = append(shelved, e)
+		}
 	}
+	s.mu.Unlock()
+	there := s.sizesOnShelf(shelved)
 	for _, e := range shelved {
 		if size, ok := there[e.digest]; !ok || size != e.size {
 			s.unshelve(e, ErrNotFound)
 		}
 	}
-	took = time.Since(begun)
-	for _, e := range copies {
+}
+
+// retireIdle drops copies of what is on the shelf and nobody has asked for within calm.
+func (s *Store) retireIdle(ctx context.Context, calm time.Duration, pace *Limiter) {
+	idle := s.retirable(calm)
+	there := s.sizesOnShelf(idle)
+	for _, e := range idle {
 		if s.busy != nil && s.busy(e.digest) {
 			continue
 		}
 		s.mu.Lock()
 		e.looked = time.Now()
 		s.mu.Unlock()
-		if there[e.digest] != e.size || !s.shelf.trusts(e.digest) {
+		if size, ok := there[e.digest]; !ok || size != e.size || !s.shelf.trusts(e.digest) {
 			continue
 		}
 		if err := s.retire(ctx, e, pace); err != nil && ctx.Err() == nil {
@@ -278,7 +296,19 @@ func (s *Store) lookAtShelf(ctx context.Context, calm time.Duration, pace *Limit
 			s.shelf.distrust(e.digest)
 		}
 	}
-	return took
+}
+
+// sizesOnShelf returns the sizes of those of the blobs that are on the shelf.
+func (s *Store) sizesOnShelf(entries []*entry) map[digest.Digest]int64 {
+	list := make([]digest.Digest, 0, len(entries))
+	for _, e := range entries {
+		list = append(list, e.digest)
+	}
+	there := make(map[digest.Digest]int64)
+	if err := s.shelf.stat(list, func(d digest.Digest, size int64) { there[d] = size }); err != nil {
+		s.log.Debug("shelf cannot be looked at", "err", err)
+	}
+	return there
 }
 
 // probeShelf says in the log when the shelf cannot be used, and when it can again.
@@ -292,31 +322,20 @@ func (s *Store) probeShelf() {
 	}
 }
 
-// ofShelf lists the store's blobs that lie on the shelf, and those that may by now. What
-// pins keep is not among these: nobody can keep the shelf's owner from removing a blob.
-// Nor are manifests, which the layout's index names.
-func (s *Store) ofShelf(calm time.Duration) (shelved, copies []*entry) {
+// retirable lists blobs that may be on the shelf by now and of which no copy is needed
+// then. What pins keep is not among these: nobody can keep the shelf's owner from removing
+// a blob. Nor are manifests, which the layout's index names.
+func (s *Store) retirable(calm time.Duration) (list []*entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	for d, e := range s.blobs {
-		switch {
-		case e.shelved:
-			shelved = append(shelved, e)
-		case e.pins > 0 || s.held[d] > 0 || now.Sub(e.used) < calm || e.looked.After(e.used.Add(retireWithin)):
-		default:
-			if _, manifest := s.index.get(d); !manifest {
-				copies = append(copies, e)
-			}
+		if e.shelved || e.pins > 0 || s.held[d] > 0 || now.Sub(e.used) < calm || e.looked.After(e.used.Add(retireWithin)) {
+			continue
 		}
-	}
-	return shelved, copies
-}
-
-func digestsOf(entries []*entry) []digest.Digest {
-	list := make([]digest.Digest, 0, len(entries))
-	for _, e := range entries {
-		list = append(list, e.digest)
+		if _, manifest := s.index.get(d); !manifest {
+			list = append(list, e)
+		}
 	}
 	return list
 }

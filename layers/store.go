@@ -193,6 +193,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	if s.shelf != nil {
 		s.probeShelf()
 		s.goWith(s.watchShelf)
+		s.goWith(s.retireCopies)
 	}
 	s.trim()
 	return s, nil
