@@ -110,7 +110,7 @@ var logCall = regexp.MustCompile(`[lL]og\.(?:Debug|Info|Warn|Error)\("([^"]+)"`)
 func loggedMessages(t *testing.T) map[string]bool {
 	t.Helper()
 	messages := map[string]bool{}
-	for _, room := range []string{"cmd", "layers", "proxy", "registry", "seeder"} {
+	for _, room := range []string{"artifact", "cmd", "layers", "proxy", "registry", "seeder"} {
 		err := filepath.WalkDir("../../"+room, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

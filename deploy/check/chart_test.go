@@ -49,6 +49,8 @@ seeder:
   storage: {size: 1Ti, className: fast}
   cacheSize: 900GiB
   uploadLimit: 10Gbit
+  dockerConfigSecret: reader
+  eventsTokenSecret: events
   nodeSelector: {disk: nvme}
   tolerations: [{key: storage, operator: Exists}]
   affinity: {nodeAffinity: {}}
@@ -59,6 +61,7 @@ mirror:
   cacheSize: 50GiB
   uploadLimit: 1Gbit
   downloadLimit: 100MiB
+  labels: {pool: gpu}
   podAnnotations: {a: b}
   affinity: {nodeAffinity: {}}
   extraArgs: [--scrub-rate=0]
@@ -256,6 +259,14 @@ func TestHostPaths(t *testing.T) {
 				}
 			}
 			for _, c := range containers(pod) {
+				if file := flagOf(c, "events-token-file"); file != "" && file != mountOf(c, "events")+"/token" {
+					t.Errorf("%s/%s: no token is at %s", role, c.Name, file)
+				}
+				for _, e := range c.Env {
+					if e.Name == "DOCKER_CONFIG" && e.Value != mountOf(c, "docker") {
+						t.Errorf("%s/%s: no credentials are in %s", role, c.Name, e.Value)
+					}
+				}
 				if dir := flagOf(c, "data-dir"); dir != "" && !strings.HasPrefix(dir+"/", mountOf(c, "data")+"/") {
 					t.Errorf("%s/%s: its data is in %s, which nothing is mounted at", role, c.Name, dir)
 				}
@@ -397,7 +408,7 @@ func TestTLS(t *testing.T) {
 	eachSet(t, func(t *testing.T, m *manifests) {
 		for role, pod := range m.pods() {
 			c := pod.Containers[0]
-			i := slices.IndexFunc(pod.Volumes, func(v core.Volume) bool { return v.Secret != nil })
+			i := slices.IndexFunc(pod.Volumes, func(v core.Volume) bool { return v.Name == "tls" && v.Secret != nil })
 			if (i >= 0) != (flagOf(c, "tls-key") != "") {
 				t.Errorf("%s: secret %v, flag %q", role, i >= 0, flagOf(c, "tls-key"))
 			}

@@ -140,7 +140,14 @@ func TestDaemonsTakeTheirFlags(t *testing.T) {
 			if flagOf(c, "tls-cert") != "" {
 				args = append(args, "--tls-cert="+certs+"/127.0.0.1.crt", "--tls-key="+certs+"/127.0.0.1.key", "--tls-ca="+certs+"/ca.crt")
 			}
-			daemon := start(t, []string{"MURDER_ADVERTISE=127.0.0.1", "MURDER_ZONE="}, args...)
+			if flagOf(c, "events-token-file") != "" {
+				token := filepath.Join(certs, "token")
+				if err := os.WriteFile(token, []byte("a-token-of-the-operator\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				args = append(args, "--events-token-file="+token)
+			}
+			daemon := start(t, []string{"MURDER_ADVERTISE=127.0.0.1", "MURDER_ZONE=", "MURDER_HOST_NAME=node-1"}, args...)
 			addrs := map[string]string{"http": addrIn(t, daemon.next(t, `"listening"`))}
 			if flagOf(c, "metrics-listen") != "" {
 				addrs["metrics"] = addrIn(t, daemon.next(t, "metrics are answered apart"))

@@ -105,6 +105,6 @@ func checkKubectl(t *testing.T, line string, words []string) {
 		t.Errorf("%s: there is no container %s", line, words[i+1])
 	}
 	if _, command, ok := strings.Cut(line, " -- /murder "); ok {
-		runMurder(t, append(strings.Fields(command), "--help")...)
+		runMurder(t, strings.Fields(command)[0], "--help") // cmd/murder looks at the flags of each line
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 )
@@ -35,7 +34,7 @@ var promql = parser.NewParser(parser.Options{})
 func source(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	for _, room := range []string{"cmd", "layers", "proxy", "registry", "seeder"} {
+	for _, room := range []string{"artifact", "cmd", "layers", "proxy", "registry", "seeder"} {
 		err := filepath.WalkDir(filepath.Join("../..", room), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
@@ -80,7 +79,7 @@ func checkExpr(t *testing.T, where, expr string) (used []string) {
 	for _, selector := range parser.ExtractSelectors(parsed) {
 		for _, m := range selector {
 			switch {
-			case m.Name == labels.MetricName:
+			case m.Name == model.MetricNameLabel:
 				name := strings.TrimSuffix(m.Value, "_bucket")
 				if !slices.Contains(names, name) {
 					t.Errorf("%s: no daemon exports %s", where, m.Value)
