@@ -1,10 +1,13 @@
 package integration
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // loadedBy has a mirror with an engine carry out an order with --load, and takes seeder, registry and mirror away.
@@ -30,7 +33,23 @@ func loadedBy(t *testing.T, through []string, into string) (ref string, images *
 func TestFleetLoadsIntoDocker(t *testing.T) {
 	d := startDocker(t, dockerConfig{})
 	ref, images := loadedBy(t, nil, "docker="+strings.TrimPrefix(d.host, "unix://"))
-	sameTree(t, "docker", d.Tree(t, ref), images.Big.Tree)
+	config, err := images.Big.Images["linux/amd64"].ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layers []string
+	out, err := d.Run(t, "image", "inspect", "--format", "{{json .RootFS.Layers}}", ref)
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &layers)
+	}
+	if err != nil || len(layers) != len(config.RootFS.DiffIDs) {
+		t.Fatalf("docker has %s (%v), want %v", out, err, config.RootFS.DiffIDs)
+	}
+	for i, diff := range config.RootFS.DiffIDs { // Docker has hashed them itself
+		if layers[i] != diff.String() {
+			t.Errorf("layer %d is %s, want %s", i, layers[i], diff)
+		}
+	}
 }
 
 // TestFleetLoadsIntoContainerd: likewise, where the kubelet looks for images.
@@ -40,7 +59,17 @@ func TestFleetLoadsIntoContainerd(t *testing.T) {
 			c := startContainerd(t, programs(t))
 			path := filepath.Dir(c.ctr) + ":" + os.Getenv("PATH")
 			ref, images := loadedBy(t, []string{"env", "PATH=" + path, "CONTAINERD_SNAPSHOTTER=" + c.snapshotter}, "containerd="+c.socket)
-			sameTree(t, "containerd", c.Tree(t, ref), images.Big.Tree)
+			config, err := images.Big.Images["linux/amd64"].ConfigName()
+			if err != nil {
+				t.Fatal(err)
+			}
+			status, err := c.images.ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}})
+			if err != nil || status.GetImage().GetId() != config.String() {
+				t.Errorf("the kubelet is told %v (%v) of %s, want %s", status, err, ref, config)
+			}
+			if out, err := c.Ctr(t, "images", "check", "--snapshotter", c.snapshotter, "name=="+ref); err != nil || !strings.Contains(out, "complete") || !strings.Contains(out, "true") {
+				t.Errorf("ctr images check: %s (%v), want it complete and unpacked", out, err)
+			}
 		})
 	}
 }
