@@ -28,9 +28,12 @@ func TestTraces(t *testing.T) {
 		blobs := allBlobs(t, image)
 		trace := digest.FromString(tag).Encoded()[:32]
 		engine := fmt.Sprintf("traceparent: 00-%s-00f067aa0ba902b7-01", trace)
-		for range 2 { // into the cache, and from it
+		for range 2 { // into the cache, and from it once it is there
 			if _, err := pullImage(t, f.Mirrors[0], f.Registry.Addr, "traced/app", tag, basic(user+":"+password), engine); err != nil {
 				t.Fatal(err)
+			}
+			for _, b := range blobs {
+				f.waitCached(t, b)
 			}
 		}
 		if tag == "v1" {
@@ -45,6 +48,18 @@ func TestTraces(t *testing.T) {
 			t.Errorf("a credential was sent to the collector: %s", secret)
 		}
 	}
+}
+
+// waitCached waits until the first mirror's download of a blob is over: a client has the last byte a moment before.
+func (f *fleet) waitCached(t *testing.T, b blobInfo) {
+	t.Helper()
+	waitUntil(t, b.Digest.String()+" is cached", func() error {
+		a := get(t, f.Mirrors[0].URL()+"/v1/status?digest="+b.Digest.String())
+		if !strings.Contains(string(a.Body), `"state": "whole"`) {
+			return fmt.Errorf("%.500s", a.Body)
+		}
+		return nil
+	})
 }
 
 // spansOf waits for the spans of a blob from one of the daemons that match.
