@@ -55,8 +55,8 @@ func Open(ctx context.Context, endpoint, service, version string, log *slog.Logg
 	about, err := resource.New(ctx, resource.WithAttributes(
 		attribute.String("service.name", service), attribute.String("service.version", version),
 	), resource.WithHost(), resource.WithFromEnv())
-	if err != nil {
-		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	if err != nil { // of what can be had it is made all the same
+		log.Warn("traces do not say all about this host", "err", short(err))
 	}
 	// What the library has to say besides is of no use to an operator.
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("traces", "err", short(err)) }))
