@@ -193,18 +193,19 @@ func (p *fleetPrefetch) run(ctx context.Context) (job *fleet.Job, err error) {
 
 // gaveUp says why it is over before it is done, and takes the order back if that is this user's will.
 func (p *fleetPrefetch) gaveUp(ctx context.Context, job *fleet.Job, err error) error {
-	if job == nil {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return &lateError{fmt.Sprintf("prefetch: the order could not be given in time: %v", err)}
-		}
+	late := errors.Is(ctx.Err(), context.DeadlineExceeded)
+	switch {
+	case late && job == nil:
+		return &lateError{fmt.Sprintf("prefetch: the order could not be given in time: %v", err)}
+	case late:
+		return p.late(job)
+	case job == nil && ctx.Err() == nil:
 		return err
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return p.late(job)
-	}
+	// Also one that no answer has come to: the seeder may have taken it.
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
-	if resp, cancelErr := p.seeder().do(bye, http.MethodDelete, "/v1/prefetch/"+job.ID, nil, nil); cancelErr == nil {
+	if resp, cancelErr := p.seeder().do(bye, http.MethodDelete, "/v1/prefetch/"+p.request.ID, nil, nil); cancelErr == nil {
 		resp.Body.Close()
 	}
 	return fmt.Errorf("prefetch: order withdrawn: %w", err)
