@@ -228,3 +228,23 @@ func TestFetchPrivate(t *testing.T) {
 		t.Errorf("the folder has\n%swant\n%s", got, want)
 	}
 }
+
+// TestFetchByTLS fetches through a mirror of a fleet with TLS, as one of the fleet and as a stranger, to whom the mirror
+// says nothing and the registry what it says to all.
+func TestFetchByTLS(t *testing.T) {
+	c := newCerts(t)
+	f := startFleet(t, fleetConfig{Mirrors: 1, Certs: c})
+	dir, ref, root := newFolder(t), f.Registry.Addr+"/models/llm:v1", newRoot(t)
+	pushFolder(t, nil, dir, ref)
+	for through, certs := range map[string]*certs{"mirror": c, "registry": newCerts(t)} {
+		out := filepath.Join(root, through)
+		args := append([]string{"fetch", ref, "-o", out, "--mirror", "https://" + f.Mirrors[0].Addr}, certs.flags()...)
+		stdout, stderr, code := runMurder(t, nil, args...)
+		if code != 0 || !strings.Contains(stdout, "through "+through) {
+			t.Errorf("fetch exits %d, want that it came through the %s\n%s%s", code, through, stdout, stderr)
+		}
+		if got, want := folderText(t, out), folderText(t, dir); got != want {
+			t.Errorf("the folder has\n%swant\n%s", got, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,7 @@ func fetchCommand() *cli.Command {
 			"are fetched with the credentials of `docker login` and `podman login`.\n\n" +
 			"The folder is made where there is none. Nothing in it changes until all files are here and verified: then they get their\n" +
 			"names at once. A fetch that fails or is killed leaves no file, and what it had brought is in the mirror's cache.",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			folderFlag(),
 			&cli.BoolFlag{Name: "overwrite", Usage: "fetch into a folder that is not empty: files of the same names are replaced and listed on stderr, others stay"},
 			&cli.BoolFlag{Name: "keep-setuid", Usage: "keep the setuid, setgid and sticky bits of files, which are dropped otherwise"},
@@ -34,7 +35,7 @@ func fetchCommand() *cli.Command {
 			listOf("insecure-registry", "`HOST:PORT` of a registry that speaks plain HTTP, or whose token server does (repeatable)", checkRegistry),
 			durationOf("timeout", "0s", "`DURATION` after which to give up, 0 for as long as bytes arrive"),
 			outputFlag(),
-		},
+		}, tlsFlags()...),
 		Action: fetchAction,
 	}
 }
@@ -110,8 +111,12 @@ func newFetch(c *cli.Context) (*fetch, error) {
 	if err != nil {
 		return nil, usagef(c, "--mirror: %v", err)
 	}
+	id, err := openTLS(c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
 	insecure := listFlag(c, "insecure-registry")
-	f.puller, err = newPuller(f.img, mirror, newCredentials(insecure), insecure, func(text string) {
+	f.puller, err = newPuller(f.img, mirror, id, newCredentials(insecure), insecure, func(text string) {
 		fmt.Fprintln(c.App.ErrWriter, text)
 	})
 	return f, err

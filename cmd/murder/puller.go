@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/murderp2p/murder/cmd/murder/mtls"
 	"github.com/murderp2p/murder/registry"
 )
 
@@ -44,8 +45,8 @@ const (
 	pullWait  = mirrorIdle
 )
 
-// newPuller asks the mirror at that base URL first.
-func newPuller(img image, mirror string, creds *credentials, insecure []string, warn func(string)) (*puller, error) {
+// newPuller asks the mirror at that base URL first, as id if it is asked by https and id is not nil.
+func newPuller(img image, mirror string, id *mtls.Identity, creds *credentials, insecure []string, warn func(string)) (*puller, error) {
 	repo, err := registry.ParseRepository(img.registry(), img.repository())
 	if err != nil {
 		return nil, err
@@ -57,7 +58,7 @@ func newPuller(img image, mirror string, creds *credentials, insecure []string, 
 	if err != nil {
 		return nil, err
 	}
-	through := registry.NewClient(registry.ClientConfig{Transport: newThroughMirror(base, repo.Host), Idle: mirrorIdle})
+	through := registry.NewClient(registry.ClientConfig{Transport: newThroughMirror(base, id, repo.Host), Idle: mirrorIdle})
 	direct := registry.NewClient(registry.ClientConfig{Insecure: insecure, Near: []string{repo.Host}})
 	return &puller{img: img, repo: repo, creds: creds, warn: warn, ways: []way{{"the mirror " + base.Host, through}, {"the registry", direct}}}, nil
 }
@@ -237,10 +238,13 @@ type throughMirror struct {
 	past     http.RoundTripper // to elsewhere
 }
 
-func newThroughMirror(mirror *url.URL, host string) *throughMirror {
+func newThroughMirror(mirror *url.URL, id *mtls.Identity, host string) *throughMirror {
 	at := registry.Transport()
 	at.Proxy = nil // mirrors are at home
 	at.ResponseHeaderTimeout = mirrorIdle
+	if id != nil {
+		at.DialTLSContext = id.DialHTTPS
+	}
 	return &throughMirror{mirror: mirror, registry: host, at: at, past: registry.Transport()}
 }
 
