@@ -1,6 +1,10 @@
 package seeder
 
-import "time"
+import (
+	"time"
+
+	"github.com/murderp2p/murder/seeder/page"
+)
 
 // SetSlow is over how long a registry's answer is measured that may trickle.
 func (s *Seeder) SetSlow(after time.Duration) { s.origin.slowAfter = after }
@@ -10,3 +14,6 @@ func (s *Seeder) SetMaxFetches(n int) { s.origin.maxFetches = n }
 
 // SetWarmPause is the pause before a push is tried to be fetched once more.
 func (s *Seeder) SetWarmPause(pause time.Duration) { s.warmer.pause = pause }
+
+// View is what the page shows now.
+func (s *Seeder) View() page.View { return (&viewer{seeder: s}).View() }

@@ -113,6 +113,8 @@ type seen struct {
 	fleet.Host
 	addr  netip.AddrPort // of its swarm; invalid: not known
 	lacks bool           // it is in a swarm without having everything
+	in    *swarm         // that was looked at last
+	have  int64          // bytes of it
 }
 
 // arrival is a blob on its way to a host.
@@ -255,13 +257,14 @@ func (v *viewer) swarm(s *swarm, hosts *roster) page.Swarm {
 	if s.record.State == "arriving" {
 		row.Fetched = percent(s.record.Received, s.record.Size)
 	}
-	have := v.have(s, size, hosts)
-	row.Hosts = len(have)
+	members := v.members(s, size, hosts)
+	row.Hosts = len(members)
 	total := 0
-	for _, n := range have {
-		p := percent(n, size)
+	for _, h := range members {
+		p := percent(h.have, size)
 		total += p
 		row.Fill[p/10]++
+		h.lacks = h.lacks || h.have < size
 	}
 	if row.Hosts > 0 {
 		row.Percent = total / row.Hosts
@@ -269,28 +272,30 @@ func (v *viewer) swarm(s *swarm, hosts *roster) page.Swarm {
 	return row
 }
 
-// have is how many bytes of a blob each host has that is in its swarm.
-func (v *viewer) have(s *swarm, size int64, hosts *roster) map[*seen]int64 {
-	have := make(map[*seen]int64)
+// members are the hosts in a blob's swarm, with what they have of it.
+func (v *viewer) members(s *swarm, size int64, hosts *roster) (members []*seen) {
+	join := func(h *seen, has int64) {
+		if h.in != s {
+			h.in, h.have = s, 0
+			members = append(members, h)
+		}
+		h.have = max(h.have, has)
+	}
 	var peers []tracker.Peer
 	for _, name := range s.names {
 		peers = v.seeder.tracker.Peers(name, peers)
 	}
 	for _, p := range peers {
-		switch h := hosts.at(p); {
-		case p.Complete:
-			have[h] = size
-		default:
-			have[h] = max(have[h], 0)
+		if p.Complete {
+			join(hosts.at(p), size)
+		} else {
+			join(hosts.at(p), 0)
 		}
 	}
 	for _, a := range hosts.arriving[s.digest] {
-		have[a.host] = max(have[a.host], a.have)
+		join(a.host, a.have)
 	}
-	for h, n := range have {
-		h.lacks = h.lacks || n < size
-	}
-	return have
+	return members
 }
 
 // short is enough of a digest to tell it from others.

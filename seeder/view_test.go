@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -122,6 +123,31 @@ func TestPage(t *testing.T) {
 	for _, shown := range []string{raw, open} { // who knows the infohash is sent the blob
 		if strings.Contains(shown, ih.String()) || strings.Contains(shown, d.Encoded()) {
 			t.Errorf("the swarm's name or the whole digest is told: %s", shown)
+		}
+	}
+}
+
+// BenchmarkView makes the View of 2,000 hosts, each in ten swarms.
+func BenchmarkView(b *testing.B) {
+	const hosts, swarms = 2000, 10
+	up := registrytest.New(b)
+	s := newSeeder(b, up)
+	for i := range swarms {
+		blob := random(big, uint64(i))
+		d := up.Push(b, "app", false, blob)
+		m, err := layers.ParseMetainfo(s.request(b, "GET", torrentPath("app", d)+"&wait=30s", "").body)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ih := m.InfoHash()
+		for h := range hosts {
+			query := fmt.Sprintf("/announce?info_hash=%s&peer_id=-XX0000-%012d&port=%d&left=%d&numwant=0", url.QueryEscape(string(ih[:])), h, 7000+h, big*(h%2))
+			s.Seeder.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", query, nil))
+		}
+	}
+	for b.Loop() {
+		if v := s.View(); v.Now.Hosts != hosts || v.Now.Swarms != swarms {
+			b.Fatalf("%+v, want %d hosts in %d swarms", v.Now, hosts, swarms)
 		}
 	}
 }

@@ -243,6 +243,20 @@ func TestDeltasLeadToWhatIs(t *testing.T) {
 	}
 }
 
+func TestWhatIsGoneIsSaid(t *testing.T) {
+	f := newFrames(true)
+	f.turn(View{Hosts: []Host{{ID: 1}, {ID: 2}}, Fallbacks: []Fallback{{Reason: "too slow"}}})
+	for _, want := range []string{
+		`{"seq":2,"hosts":{"set":[],"gone":[1]},"fallbacks":{"set":[],"gone":["too slow"]}}`,
+		`{"seq":3}`,
+	} {
+		got := string(f.turn(View{Hosts: []Host{{ID: 2}}}))
+		if got != "event: delta\ndata: "+want+"\n\n" {
+			t.Errorf("got %s want %s", got, want)
+		}
+	}
+}
+
 // TestNamesAreTheOperators looks at every byte that a stranger is sent.
 func TestNamesAreTheOperators(t *testing.T) {
 	src := &source{view: secret()}
