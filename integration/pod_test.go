@@ -73,9 +73,13 @@ func TestPod(t *testing.T) {
 	if _, err := pullImage(t, mirror, reg.Addr, publicRepo, fixtureTag); err != nil {
 		t.Error(err)
 	}
-	if blobs, _ := filepath.Glob(filepath.Join(s.node, "data/mirror/blobs/sha256/*")); len(blobs) < 3 {
-		t.Errorf("the node's cache holds %v", blobs)
-	}
+	waitUntil(t, "the image in the node's cache", func() error { // a blob gets its name when the client may have all of it already
+		blobs, err := filepath.Glob(filepath.Join(s.node, "data/mirror/blobs/sha256/*"))
+		if err == nil && len(blobs) < 3 {
+			err = errNotYet
+		}
+		return err
+	})
 
 	held := run(s.through(0, "certs"), "setup", "containerd", "--hold", "--root=/", "--config-path=", "--certs-dir=/certs")
 	held.waitLine(t, "its setup", func(line string) bool { return strings.HasPrefix(line, "note: hosts.toml is read") })
