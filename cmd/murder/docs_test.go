@@ -80,7 +80,7 @@ func TestLinks(t *testing.T) {
 // hasHeading compares as GitHub makes anchors.
 func hasHeading(doc, anchor string) bool {
 	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(doc, -1) {
-		if strings.ReplaceAll(strings.ToLower(m[1]), " ", "-") == anchor {
+		if strings.NewReplacer(" ", "-", ",", "").Replace(strings.ToLower(m[1])) == anchor {
 			return true
 		}
 	}
