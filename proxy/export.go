@@ -20,16 +20,9 @@ import (
 // engines load: an OCI image layout, and beside it the manifest.json of docker save. The
 // registry is asked as for a pull whether its caller may have it.
 func (m *Mirror) Export(ctx context.Context, image PrefetchImage, w io.Writer) error {
-	req, err := m.parseImage(image)
+	req, name, err := m.request(image)
 	if err != nil {
 		return err
-	}
-	name := imageName(req)
-	if image.Digest != "" {
-		req.Tag = ""
-		if req.Digest, err = registry.ParseDigest(image.Digest.String()); err != nil {
-			return err
-		}
 	}
 	desc, content, err := m.manifests.Get(ctx, req)
 	if err != nil {

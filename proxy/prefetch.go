@@ -174,19 +174,26 @@ func errorEvent(image string, err error) PrefetchEvent {
 	return event
 }
 
+// request is the question for an image's manifest, by the digest if one is given, and the
+// name that the image goes by.
+func (m *Mirror) request(image PrefetchImage) (req registry.Request, name string, err error) {
+	if req, err = m.parseImage(image); err != nil {
+		return req, "", err
+	}
+	name = imageName(req)
+	if image.Digest != "" {
+		req.Tag = ""
+		req.Digest, err = registry.ParseDigest(image.Digest.String())
+	}
+	return req, name, err
+}
+
 // prefetch brings one image: manifests, configs and layers. It is pinned when it is here,
 // if pin is set; until then nothing of it goes for the rest.
 func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, pin bool, send func(PrefetchEvent)) error {
-	req, err := m.parseImage(image)
+	req, name, err := m.request(image)
 	if err != nil {
 		return err
-	}
-	name := imageName(req)
-	if image.Digest != "" {
-		req.Tag = ""
-		if req.Digest, err = registry.ParseDigest(image.Digest.String()); err != nil {
-			return err
-		}
 	}
 	desc, content, err := m.manifests.Get(ctx, req)
 	if err != nil {
