@@ -37,7 +37,9 @@ func (s *source) View() View {
 	defer s.mu.Unlock()
 	s.asked++
 	v := s.view
+	// What was given out once does not change under the page.
 	v.Hosts, v.Swarms = append([]Host(nil), v.Hosts...), append([]Swarm(nil), v.Swarms...)
+	v.Jobs, v.Fallbacks = append([]Job(nil), v.Jobs...), append([]Fallback(nil), v.Fallbacks...)
 	return v
 }
 
