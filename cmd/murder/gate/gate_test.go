@@ -266,7 +266,15 @@ func TestTokensThatAreNone(t *testing.T) {
 }
 
 // start serves g as a daemon does.
-func start(t *testing.T, h http.Handler, max int, stall time.Duration) string {
+func start(t *testing.T, h http.Handler, max int, stall time.Duration) (addr string) {
+	t.Helper()
+	addr, _ = startWatched(t, h, max, stall)
+	return addr
+}
+
+// startWatched is start, and tells of each connection that has become idle: a client has its
+// answer before that.
+func startWatched(t *testing.T, h http.Handler, max int, stall time.Duration) (addr string, idle <-chan struct{}) {
 	t.Helper()
 	l, err := listen("127.0.0.1:0", stall)
 	if err != nil {
@@ -275,10 +283,17 @@ func start(t *testing.T, h http.Handler, max int, stall time.Duration) string {
 	c := &Connections{Max: max, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	s := &http.Server{Handler: h}
 	c.Bound(s)
+	became := make(chan struct{}, 100)
+	s.ConnState = func(conn net.Conn, state http.ConnState) {
+		c.state(conn, state)
+		if state == http.StateIdle {
+			became <- struct{}{}
+		}
+	}
 	done := make(chan struct{})
 	go func() { s.Serve(l); close(done) }()
 	t.Cleanup(func() { s.Close(); <-done })
-	return l.Addr().String()
+	return l.Addr().String(), became
 }
 
 func dial(t *testing.T, addr, request string) net.Conn {
@@ -312,7 +327,7 @@ func TestBodiesOfNoUse(t *testing.T) {
 func TestTooManyConnections(t *testing.T) {
 	const get = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 	atWork, end := make(chan struct{}), make(chan struct{})
-	addr := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	addr, idle := startWatched(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		atWork <- struct{}{}
 		<-end
 	}), 2, time.Minute)
@@ -330,6 +345,7 @@ func TestTooManyConnections(t *testing.T) {
 	close(end)
 	for _, c := range []net.Conn{first, second} {
 		mustAnswer(t, c)
+		<-idle
 	}
 	fourth := dial(t, addr, get)
 	<-atWork
@@ -349,7 +365,7 @@ func mustAnswer(t *testing.T, c net.Conn) {
 func TestQuietConnectionsKeepNobodyOut(t *testing.T) {
 	const get = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	slow, end := make(chan struct{}), make(chan struct{})
-	addr := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	addr, becameIdle := startWatched(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			close(slow)
 			<-end
@@ -359,8 +375,10 @@ func TestQuietConnectionsKeepNobodyOut(t *testing.T) {
 	<-slow
 	silent, begun, idle := dial(t, addr, ""), dial(t, addr, "GET /v2/ HT"), dial(t, addr, get)
 	mustAnswer(t, idle)
-	for range 8 { // twice as many as there are places, as those who were answered are quiet, too
+	<-becameIdle
+	for range 3 {
 		mustAnswer(t, dial(t, addr, get))
+		<-becameIdle
 	}
 	for _, c := range []net.Conn{silent, begun, idle} {
 		c.SetReadDeadline(time.Now().Add(time.Minute))
