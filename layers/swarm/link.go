@@ -19,6 +19,7 @@ import (
 	"github.com/anacrolix/torrent/peer_protocol"
 
 	"github.com/murderp2p/murder/layers"
+	"github.com/murderp2p/murder/layers/swarm/bulk"
 )
 
 const (
@@ -47,10 +48,10 @@ type link struct {
 	conn net.Conn
 	r    *bufio.Reader
 	w    io.Writer
-	// tcp is where files are sent from the kernel, by files; nil when bytes change on
-	// the way.
-	tcp   *net.TCPConn
-	files *sender
+	// tcp is where chunks come and go as they are, by bulk; nil when bytes change on the
+	// way.
+	tcp  *net.TCPConn
+	bulk *bulk.Writer
 	// waker is the reader's, of the socket below all.
 	waker *waker
 
@@ -89,7 +90,7 @@ func answer(ctx context.Context, conn net.Conn, id [20]byte, secrets mse.SecretK
 		if err != nil {
 			return nil, fmt.Errorf("encrypted handshake: %w", err)
 		}
-		l.r, l.w, l.tcp = bufio.NewReaderSize(rw, readBuffer), rw, nil
+		l.r, l.w, l.tcp, l.bulk = bufio.NewReaderSize(rw, readBuffer), rw, nil, nil
 	}
 	return l, l.reply(id, ours)
 }
@@ -125,7 +126,7 @@ type readWriter struct {
 func newLink(conn net.Conn) *link {
 	l := &link{conn: conn, r: bufio.NewReaderSize(conn, readBuffer), w: conn}
 	if l.tcp, _ = conn.(*net.TCPConn); l.tcp != nil {
-		l.files = newSender(l.tcp)
+		l.bulk, _ = bulk.NewWriter(l.tcp) // fails when it is closed, as the next write will
 	}
 	socket := socketOf(conn)
 	tune(socket)
@@ -187,8 +188,8 @@ var sendBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // send writes head and then n bytes of f from off on.
 func (l *link) send(head []byte, f *os.File, off, n int64) error {
-	if l.tcp != nil && l.files != nil {
-		return l.files.send(head, f, off, n)
+	if l.bulk != nil && l.bulk.Fast() {
+		return l.bulk.WriteFile(head, f, off, n)
 	}
 	return l.sendCopied(head, f, off, n)
 }
@@ -200,6 +201,10 @@ func (l *link) sendCopied(head []byte, from io.ReaderAt, off, n int64) error {
 	*buf = slices.Grow(append((*buf)[:0], head...), int(n))[:len(head)+int(n)]
 	if _, err := from.ReadAt((*buf)[len(head):], off); err != nil {
 		return fmt.Errorf("read what a peer asked for: %w", err)
+	}
+	if l.bulk != nil {
+		_, err := l.bulk.Write(*buf)
+		return err
 	}
 	_, err := l.w.Write(*buf)
 	return err

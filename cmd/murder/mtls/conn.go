@@ -45,7 +45,7 @@ func (id *Identity) dial(ctx context.Context, network, addr string, config *tls.
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: raw}
+	w := newWire(raw)
 	c := &conn{tls.Client(w, config), w, id.files.Cert}
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
@@ -76,7 +76,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: raw}
+	w := newWire(raw)
 	return &conn{tls.Server(w, l.config), w, l.own}, nil
 }
 

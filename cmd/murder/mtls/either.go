@@ -56,7 +56,7 @@ func (c *either) Read(b []byte) (int, error) {
 	if b[0] != handshakeRecord {
 		return n, err
 	}
-	w := &wire{Conn: unread{c.Conn, io.MultiReader(bytes.NewReader([]byte{handshakeRecord}), c.Conn)}}
+	w := newWire(unread{c.Conn, io.MultiReader(bytes.NewReader([]byte{handshakeRecord}), c.Conn)})
 	c.inside = &conn{tls.Server(w, c.listener.config), w, c.listener.own}
 	return c.inside.Read(b)
 }
