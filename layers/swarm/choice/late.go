@@ -24,6 +24,12 @@ const (
 	slowFactor = 4
 	slowMargin = time.Second
 
+	// Who was late when a reader waited is tardy until it has brought a whole piece, and
+	// each time it happens again one more: it owes one piece at a time, which does not
+	// count as asked for, and readers do not wait for it a second time. A peer that only
+	// trickles is never silent, and would hold up a reader for urgentAsk at each piece it
+	// is given.
+
 	// Who owed something and was silent for stuckAfter is asked for nothing more until
 	// he sends something, or has not been found so for shunFor.
 	shunFor = 5 * time.Second
@@ -73,10 +79,58 @@ func (l *Leech) urgent(p *Peer, now time.Duration) (int, bool) {
 	for _, i := range l.fronts {
 		if i < l.pieces && l.lacked.has(i) && l.isLate(i, p, now, urgentAsk, urgentSilence) {
 			l.frontAt = now // a third is not asked at once
+			l.blame(p, now)
 			return i, true
 		}
 	}
 	return 0, false
+}
+
+// blame makes tardy who is late with a piece at which a reader waits, and whoever is as
+// late with another: it would keep the reader waiting next. p is asked for the piece as
+// well now.
+func (l *Leech) blame(p *Peer, now time.Duration) {
+	for _, o := range l.peers {
+		for k, a := range o.asked {
+			if o.tardy == 0 && a.left > 0 && l.behind(o, k, p, now, urgentAsk, urgentSilence) {
+				o.lapses++
+				o.tardy = o.lapses
+				l.tardy++
+			}
+		}
+	}
+}
+
+// overdue picks a piece that a reader is about to come to, and that only tardy peers have
+// been asked for: it need not stand there and wait first, once more. For a peer with
+// nothing else to do any such piece will do.
+func (l *Leech) overdue(p *Peer, idle bool) (int, bool) {
+	if l.tardy == 0 || p.tardy > 0 || p.kind == Far && l.near > 0 {
+		return 0, false
+	}
+	for _, f := range l.fronts {
+		for i := f; i < l.pieces && (idle || i < f+window); i++ {
+			if l.lacked.has(i) && p.has.has(i) && l.leftToTardy(i) {
+				return i, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// leftToTardy says whether piece i has been asked of somebody, and of tardy peers only.
+func (l *Leech) leftToTardy(i int) bool {
+	asked := false
+	for _, o := range l.peers {
+		if o.find(i) < 0 {
+			continue
+		}
+		if o.tardy == 0 {
+			return false
+		}
+		asked = true
+	}
+	return asked
 }
 
 // isLate says whether all who were asked for piece i are late with it, and p had
@@ -91,13 +145,18 @@ func (l *Leech) isLate(i int, p *Peer, now, after, silence time.Duration) bool {
 		if k < 0 {
 			continue
 		}
-		a := o.asked[k]
-		if a.left == 0 || now-a.at < after || now-o.heard < silence && !l.slower(o, k, p) {
+		if o.asked[k].left == 0 || !l.behind(o, k, p, now, after, silence) {
 			return false
 		}
 		asked++
 	}
 	return asked > 0
+}
+
+// behind says whether o is late with its k-th piece: it has been silent, or will take
+// longer than p.
+func (l *Leech) behind(o *Peer, k int, p *Peer, now, after, silence time.Duration) bool {
+	return now-o.asked[k].at >= after && (now-o.heard >= silence || l.slower(o, k, p))
 }
 
 // slower says whether o will take much longer until it has sent its k-th piece

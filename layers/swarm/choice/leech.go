@@ -55,6 +55,7 @@ type Leech struct {
 	missing int
 	peers   []*Peer
 	near    int // how many of them are near
+	tardy   int // how many of them are tardy
 
 	owed     int64         // bytes asked of near peers and not yet here
 	stuck    int64         // those of them that silent peers owe
@@ -80,6 +81,8 @@ type Peer struct {
 	meter meter
 	// shunned is until when it is asked for nothing, as it has brought nothing.
 	shunned time.Duration
+	tardy   int // so many pieces it has to bring since it kept a reader waiting
+	lapses  int // how often it did
 	gone    bool
 }
 
@@ -139,6 +142,9 @@ func (l *Leech) Remove(p *Peer) {
 		l.Drop(p, p.asked[0].piece)
 	}
 	p.gone = true
+	if p.tardy > 0 {
+		l.tardy--
+	}
 	l.peers = slices.DeleteFunc(l.peers, func(o *Peer) bool { return o == p })
 	if p.kind == Near {
 		l.near--
@@ -189,6 +195,11 @@ func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
 	p.owed -= n
 	p.heard, p.shunned = now, 0
 	p.meter.count(n, now)
+	if p.asked[k].left == 0 && p.tardy > 0 {
+		if p.tardy--; p.tardy == 0 {
+			l.tardy--
+		}
+	}
 	switch {
 	case p.kind == Near:
 		l.owed -= n
@@ -245,8 +256,13 @@ func (l *Leech) Next(p *Peer, now time.Duration) (piece int, ok bool) {
 		return 0, false
 	}
 	if piece, ok = l.urgent(p, now); !ok && l.room(p, now) {
-		if piece, ok = l.choose(p, now); !ok && len(p.asked) == 0 {
-			piece, ok = l.late(p, now)
+		if piece, ok = l.overdue(p, false); !ok {
+			piece, ok = l.choose(p, now)
+		}
+		if !ok && len(p.asked) == 0 {
+			if piece, ok = l.overdue(p, true); !ok {
+				piece, ok = l.late(p, now)
+			}
 		}
 	}
 	if ok {

@@ -536,3 +536,97 @@ func TestHeldPiecesAreNotAsked(t *testing.T) {
 		t.Errorf("asked for %d once 4 was found wrong", i)
 	}
 }
+
+// sender sends what it is asked for in order, a chunk at a time.
+type sender struct {
+	*choice.Peer
+	rate  float64 // bytes a second
+	asked []owed
+	ready float64 // bytes it may send now
+}
+
+type owed struct {
+	piece int
+	left  int64
+}
+
+func (s *sender) forget(i int) {
+	s.asked = slices.DeleteFunc(s.asked, func(o owed) bool { return o.piece == i })
+}
+
+// fetchInOrder fetches a blob from such peers for a reader that takes what is here at once.
+// It returns how long that took, for how long the reader waited for one piece at most, and
+// what each brought.
+func fetchInOrder(t *testing.T, l *choice.Leech, senders []*sender) (took, stall time.Duration, brought []int64) {
+	t.Helper()
+	const step = 5 * time.Millisecond
+	brought = make([]int64, len(senders))
+	here, front, since := make(map[int]bool), 0, time.Duration(0)
+	for now := step; now < 10*time.Minute; now += step {
+		l.Wanted([]int{front})
+		for k, s := range senders {
+			for _, i := range all(l, s.Peer, now) {
+				s.asked = append(s.asked, owed{i, pieceLen})
+			}
+			for s.ready = min(s.ready+s.rate*step.Seconds(), 2*chunk); s.ready >= chunk && len(s.asked) > 0; s.ready -= chunk {
+				first := &s.asked[0]
+				l.Progress(s.Peer, first.piece, chunk, now)
+				brought[k] += chunk
+				if first.left -= chunk; first.left > 0 {
+					continue
+				}
+				i := first.piece
+				here[i] = true
+				l.Done(i)
+				for _, o := range senders {
+					o.forget(i)
+				}
+			}
+		}
+		if l.Missing() == 0 {
+			return now, stall, brought
+		}
+		for ; here[front]; front++ {
+			stall, since = max(stall, now-since), now
+		}
+	}
+	t.Fatal("it takes for ever")
+	return 0, 0, nil
+}
+
+// Peers that offer all and trickle, as hosts or as seeders, cost a reader little: it waits for
+// them once, and not at each piece they were asked for.
+func TestTricklersHoldUpNoReader(t *testing.T) {
+	const pieces, rate = 128, 2800e3
+	for _, kind := range []choice.PeerKind{choice.Near, choice.Origin} {
+		for _, trickle := range []float64{chunk / 2, chunk * 2} {
+			l := newLeech(pieces)
+			senders := []*sender{{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: rate}}
+			for range 6 {
+				senders = append(senders, &sender{Peer: has(l, kind, 0, upTo(pieces)...), rate: trickle})
+			}
+			took, stall, _ := fetchInOrder(t, l, senders)
+			alone := time.Duration(pieces*pieceLen) * time.Second / rate
+			t.Logf("kind %v, %v B/s: %v, where one takes %v alone; a reader stalled for %v", kind, trickle, took, alone, stall)
+			if took > alone*3/2+time.Second {
+				t.Errorf("kind %v, %v B/s: it took %v, where one takes %v alone", kind, trickle, took, alone)
+			}
+		}
+	}
+}
+
+// A host on a slow link is no liar: it brings what its link takes.
+func TestSlowHostBringsWhatItCan(t *testing.T) {
+	const pieces, rate, slow = 512, 2e6, 125e3
+	l := newLeech(pieces)
+	senders := []*sender{{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: rate}}
+	for range 3 {
+		senders = append(senders, &sender{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: slow})
+	}
+	took, _, brought := fetchInOrder(t, l, senders)
+	for _, n := range brought[1:] {
+		if can := slow * took.Seconds(); float64(n) < 0.8*can {
+			t.Errorf("a slow host brought %d bytes, and could have brought %.0f", n, can)
+		}
+	}
+}

@@ -47,6 +47,8 @@ func Pipeline(rate float64, pieceLen int64) int64 {
 // room says whether p may be asked for one more piece.
 func (l *Leech) room(p *Peer, now time.Duration) bool {
 	switch {
+	case p.tardy > 0 && len(p.asked) > 0:
+		return false
 	case p.kind == Origin: // it has bounded what it reveals
 		return len(p.asked) < mostRevealed
 	case p.kind == Far && l.near > 0:
@@ -71,7 +73,7 @@ func (l *Leech) survey(now time.Duration) {
 	}
 	l.surveyed, l.stuck = now, 0
 	for _, p := range l.peers {
-		if p.kind == Near && now-p.heard > stuckAfter {
+		if p.kind == Near && (p.tardy > 0 || now-p.heard > stuckAfter) {
 			l.stuck += p.owed
 		}
 	}
