@@ -13,8 +13,7 @@
 //     which asks for pieces, and serve.go, which sends them.
 //   - A peer is one connection, with a goroutine that reads and one that writes. What
 //     is said to a peer is written at once, between two chunks of data if need be; data
-//     goes out in turns, to few peers at a time, from the file to the socket without
-//     passing through us.
+//     goes out in turns, to few peers at a time, by package bulk.
 //   - A piece is gathered on disk, chunk by chunk, and hashed in passing; nothing of a
 //     blob is kept in memory.
 //   - The announcers tell trackers what we have, and hand on the peers they name.
