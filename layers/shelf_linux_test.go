@@ -541,3 +541,33 @@ func TestShelfIsScrubbed(t *testing.T) {
 		t.Error("still on offer")
 	}
 }
+
+// What lies in the place of saved metainfo, or of a blob, and can be neither, holds nobody up.
+func TestRubbishInPlaceOfFiles(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, StoreConfig{Dir: dir})
+	b := content(31, 3<<20)
+	d := put(t, s, b)
+	s.Close()
+	torrent := s.torrentPath(d)
+	for what, spoil := range map[string]func() error{
+		"a pipe":    func() error { return syscall.Mkfifo(torrent, 0o600) },
+		"a folder":  func() error { return os.Mkdir(torrent, 0o700) },
+		"too large": func() error { return errors.Join(os.WriteFile(torrent, nil, 0o600), os.Truncate(torrent, 1<<40)) },
+	} {
+		if err := errors.Join(os.RemoveAll(torrent), spoil()); err != nil {
+			t.Fatal(err)
+		}
+		s := openStore(t, StoreConfig{Dir: dir})
+		if m, err := s.Metainfo(d); err != nil || m.Size() != int64(len(b)) {
+			t.Errorf("with %s: %v", what, err)
+		}
+		s.Close()
+	}
+	if err := os.Truncate(s.blobPath(d), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(t, StoreConfig{Dir: dir}).Open(d); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an emptied blob: %v", err)
+	}
+}

@@ -118,3 +118,35 @@ func TestFolderIsDeleted(t *testing.T) {
 		return slices.ContainsFunc(m.store.Blobs(), func(has layers.BlobInfo) bool { return has.Digest == d })
 	})
 }
+
+// What has rotted while the mirror was away fails nobody's pull, and is pulled once for all
+// who ask, also where it would have been the proof of a caller's right.
+func TestRottenSinceAnEarlierRun(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(content []byte) []byte{
+		"flipped":   func(content []byte) []byte { content[len(content)/2]++; return content },
+		"cut short": func(content []byte) []byte { return content[:100] },
+		"longer":    func(content []byte) []byte { return append(content, "more"...) },
+		"emptied":   func([]byte) []byte { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := registrytest.New(t)
+			dir := t.TempDir()
+			b := random(5000, 64)
+			d := up.Push(t, "app", false, b)
+			m := newMirrorIn(t, dir, up, nil)
+			m.mustPull(t, "app", b)
+			eventually(t, "cached", func() bool { _, ok := m.store.Stat(d); return ok })
+			m.close()
+			file := filepath.Join(dir, "blobs/sha256", d.Encoded())
+			if err := os.WriteFile(file, spoil(slices.Clone(b)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			m = newMirrorIn(t, dir, up, nil)
+			m.mustPull(t, "app", b)
+			eventually(t, "cached again", func() bool { size, _ := m.store.Stat(d); return size == int64(len(b)) })
+			m.mustPull(t, "app", b)
+		})
+	}
+}

@@ -234,16 +234,23 @@ func (p *pulled) Close() error {
 // acquire returns a blob for a caller whom the registry admits to it: whole,
 // or arriving. The error may be a [*registry.Uncached].
 func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *download, error) {
-	for {
+	for try := 1; ; try++ {
 		// The flight first: it ends only after what it brought is on record.
 		d, flying := m.flights.Get(req.Digest)
 		blob, err := m.cfg.Store.Open(req.Digest)
 		if err == nil {
-			if err := m.admit(ctx, req, blob, d, flying); err != nil {
-				blob.Close()
-				return nil, nil, err
+			err := m.admit(ctx, req, blob, d, flying)
+			if err == nil {
+				return blob, nil, nil
 			}
-			return blob, nil, nil
+			blob.Close()
+			switch {
+			case !layers.DiskFailed(err):
+				return nil, nil, err
+			case try == 1:
+				continue // it has rotted, and is gone: it comes anew
+			}
+			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)

@@ -80,16 +80,23 @@ func (o *origin) draft(d digest.Digest) (ih layers.InfoHash) {
 // acquire returns a blob for a caller whom the registry admits to it: whole,
 // or being fetched. The error may be a [*registry.Uncached].
 func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blob, *fetch, error) {
-	for {
+	for try := 1; ; try++ {
 		// The flight first: it ends only after what it brought is on record.
 		f, flying := o.flights.Get(req.Digest)
 		blob, err := o.store.Open(req.Digest)
 		if err == nil {
-			if err := o.admit(ctx, req, blob, f, flying); err != nil {
-				blob.Close()
-				return nil, nil, err
+			err := o.admit(ctx, req, blob, f, flying)
+			if err == nil {
+				return blob, nil, nil
 			}
-			return blob, nil, nil
+			blob.Close()
+			switch {
+			case !layers.DiskFailed(err):
+				return nil, nil, err
+			case try == 1:
+				continue // it has rotted, and is gone: it comes anew, once for all who ask
+			}
+			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)

@@ -346,3 +346,28 @@ func TestFetchesAreBounded(t *testing.T) {
 		t.Error("a third blob is fetched for the swarm")
 	}
 }
+
+// A blob that has rotted while the seeder was away is fetched once, for all who ask.
+func TestRottenSinceAnEarlierRun(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	dir := t.TempDir()
+	b := random(5000, 70)
+	d := up.Push(t, "app", false, b)
+	s := newSeederIn(t, dir, up)
+	s.pull(t, "app", d, "").mustBe(t, b)
+	eventually(t, "cached", func() bool { _, ok := s.store.Stat(d); return ok })
+	s.close()
+	if err := os.WriteFile(filepath.Join(dir, "blobs/sha256", d.Encoded()), b[:2000], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s = newSeederIn(t, dir, up)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() { s.pull(t, "app", d, "").mustBe(t, b) })
+	}
+	all.Wait()
+	if n := len(up.Seen("GET", d.String())); n > 2 {
+		t.Errorf("the registry was asked %d times, want once for each fetch", n)
+	}
+}
