@@ -81,8 +81,9 @@ type Peer struct {
 	meter meter
 	// shunned is until when it is asked for nothing, as it has brought nothing.
 	shunned time.Duration
-	tardy   int // so many pieces it has to bring since it kept a reader waiting
-	lapses  int // how often it did
+	tardy   int           // so many pieces it has to bring since it kept a reader waiting
+	bound   time.Duration // each in that time
+	lapses  int           // how often it did
 	gone    bool
 }
 
@@ -195,7 +196,7 @@ func (l *Leech) Progress(p *Peer, i int, n int64, now time.Duration) {
 	p.owed -= n
 	p.heard, p.shunned = now, 0
 	p.meter.count(n, now)
-	if p.asked[k].left == 0 && p.tardy > 0 {
+	if p.asked[k].left == 0 && p.tardy > 0 && now-p.asked[k].at <= p.bound {
 		if p.tardy--; p.tardy == 0 {
 			l.tardy--
 		}
@@ -275,6 +276,9 @@ func (l *Leech) Next(p *Peer, now time.Duration) (piece int, ok bool) {
 func (l *Leech) choose(p *Peer, now time.Duration) (int, bool) {
 	if p.kind == Far && l.near > 0 {
 		return l.far.choose(l, p, now)
+	}
+	if p.tardy > 0 {
+		return l.apart(p, now)
 	}
 	for _, f := range l.fronts {
 		if i, ok := l.free.firstIn(p.has, f, min(f+window, l.pieces)); ok {

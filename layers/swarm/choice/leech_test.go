@@ -12,6 +12,7 @@ import (
 const (
 	pieceLen = 64 << 10
 	chunk    = 16 << 10
+	lan      = 125e6 // bytes a second
 )
 
 func newRand() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
@@ -554,33 +555,42 @@ func (s *sender) forget(i int) {
 	s.asked = slices.DeleteFunc(s.asked, func(o owed) bool { return o.piece == i })
 }
 
-// fetchInOrder fetches a blob from such peers for a reader that takes what is here at once.
-// It returns how long that took, for how long the reader waited for one piece at most, and
-// what each brought.
-func fetchInOrder(t *testing.T, l *choice.Leech, senders []*sender) (took, stall time.Duration, brought []int64) {
+// fetchInOrder fetches a blob from such peers over a link of that rate for a reader that
+// takes what is here at once. It returns how long that took, for how long the reader waited
+// for one piece at most, and what each brought.
+func fetchInOrder(t *testing.T, l *choice.Leech, link float64, senders []*sender) (took, stall time.Duration, brought []int64) {
 	t.Helper()
 	const step = 5 * time.Millisecond
 	brought = make([]int64, len(senders))
+	room, turn := 0.0, 0
 	here, front, since := make(map[int]bool), 0, time.Duration(0)
 	for now := step; now < 10*time.Minute; now += step {
 		l.Wanted([]int{front})
-		for k, s := range senders {
+		for _, s := range senders {
 			for _, i := range all(l, s.Peer, now) {
 				s.asked = append(s.asked, owed{i, pieceLen})
 			}
-			for s.ready = min(s.ready+s.rate*step.Seconds(), 2*chunk); s.ready >= chunk && len(s.asked) > 0; s.ready -= chunk {
-				first := &s.asked[0]
-				l.Progress(s.Peer, first.piece, chunk, now)
-				brought[k] += chunk
-				if first.left -= chunk; first.left > 0 {
-					continue
-				}
-				i := first.piece
-				here[i] = true
-				l.Done(i)
-				for _, o := range senders {
-					o.forget(i)
-				}
+			s.ready = min(s.ready+s.rate*step.Seconds(), 2*chunk)
+		}
+		room = min(room+link*step.Seconds(), max(link*step.Seconds(), chunk))
+		for idle := 0; room >= chunk && idle < len(senders); turn++ {
+			k := turn % len(senders)
+			s := senders[k]
+			if idle++; s.ready < chunk || len(s.asked) == 0 {
+				continue
+			}
+			idle, s.ready, room = 0, s.ready-chunk, room-chunk
+			first := &s.asked[0]
+			l.Progress(s.Peer, first.piece, chunk, now)
+			brought[k] += chunk
+			if first.left -= chunk; first.left > 0 {
+				continue
+			}
+			i := first.piece
+			here[i] = true
+			l.Done(i)
+			for _, o := range senders {
+				o.forget(i)
 			}
 		}
 		if l.Missing() == 0 {
@@ -605,7 +615,7 @@ func TestTricklersHoldUpNoReader(t *testing.T) {
 			for range 6 {
 				senders = append(senders, &sender{Peer: has(l, kind, 0, upTo(pieces)...), rate: trickle})
 			}
-			took, stall, _ := fetchInOrder(t, l, senders)
+			took, stall, _ := fetchInOrder(t, l, lan, senders)
 			alone := time.Duration(pieces*pieceLen) * time.Second / rate
 			t.Logf("kind %v, %v B/s: %v, where one takes %v alone; a reader stalled for %v", kind, trickle, took, alone, stall)
 			if took > alone*3/2+time.Second {
@@ -623,10 +633,139 @@ func TestSlowHostBringsWhatItCan(t *testing.T) {
 	for range 3 {
 		senders = append(senders, &sender{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: slow})
 	}
-	took, _, brought := fetchInOrder(t, l, senders)
+	took, _, brought := fetchInOrder(t, l, lan, senders)
 	for _, n := range brought[1:] {
 		if can := slow * took.Seconds(); float64(n) < 0.8*can {
 			t.Errorf("a slow host brought %d bytes, and could have brought %.0f", n, can)
+		}
+	}
+}
+
+// Where a host's own link is so slow that all peers are late all of the time, nobody is to
+// blame, and hardly anything is fetched twice.
+func TestSlowLinkIsNobodysFault(t *testing.T) {
+	const pieces, link = 512, 125e3
+	for _, hosts := range []int{6, 12} {
+		l := newLeech(pieces)
+		var senders []*sender
+		for range hosts {
+			senders = append(senders, &sender{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: lan / 10})
+		}
+		_, _, brought := fetchInOrder(t, l, link, senders)
+		all := int64(0)
+		for _, n := range brought {
+			all += n
+		}
+		twice := float64(all)/(pieces*pieceLen) - 1
+		t.Logf("%d hosts: %.1f %% came twice", hosts, 100*twice)
+		if twice > 0.05 {
+			t.Errorf("%d hosts: %.1f %% came twice", hosts, 100*twice)
+		}
+	}
+}
+
+// A slow host among others is asked for pieces that the reader is not about to come to, and
+// which are left to it: of little that it brings nothing is of use.
+func TestSlowHostIsOfUse(t *testing.T) {
+	const pieces, rate, slow = 1024, 250e3, 31e3
+	l := newLeech(pieces)
+	var senders []*sender
+	for k := range 14 {
+		s := &sender{Peer: has(l, choice.Near, 0, upTo(pieces)...), rate: rate}
+		if k < 3 {
+			s.rate = slow
+		}
+		senders = append(senders, s)
+	}
+	took, _, brought := fetchInOrder(t, l, lan, senders)
+	all := int64(0)
+	for _, n := range brought {
+		all += n
+	}
+	twice, theirs := float64(all-pieces*pieceLen), 3*slow*took.Seconds()
+	t.Logf("%.0f of %.0f bytes that slow hosts can send came twice", twice, theirs)
+	if twice > theirs/4 {
+		t.Errorf("%.0f of %.0f bytes that slow hosts can send came twice", twice, theirs)
+	}
+}
+
+// tardy returns a peer that has all pieces and is tardy, as it owed one at which a reader
+// stood, and another one, which has all but the last.
+func tardy(t *testing.T, l *choice.Leech, pieces int) (slow, other *choice.Peer, now time.Duration) {
+	t.Helper()
+	slow, other = has(l, choice.Near, 0, upTo(pieces)...), has(l, choice.Near, 0, upTo(pieces-1)...)
+	l.Wanted([]int{0})
+	if i := next(l, slow, 0); i != 0 {
+		t.Fatalf("asked for %d first", i)
+	}
+	for now < 10*time.Second {
+		asked := all(l, other, now)
+		now += 50 * time.Millisecond
+		for _, i := range asked {
+			deliver(l, other, i, now)
+		}
+		if slices.Contains(asked, 0) {
+			l.Drop(slow, 0)
+			return slow, other, now
+		}
+	}
+	t.Fatal("a reader waits for ever")
+	return nil, nil, 0
+}
+
+// Who is tardy is asked for pieces that a reader does not come to soon, one at a time; but
+// for those that nobody else gives as anybody would be.
+func TestTardyPeerIsAskedAwayFromTheReader(t *testing.T) {
+	const pieces = 1000
+	l := newLeech(pieces)
+	slow, _, now := tardy(t, l, pieces)
+	l.Wanted([]int{900})
+	i := next(l, slow, now)
+	if i < 0 || 900 <= i && i < 908 {
+		t.Errorf("asked for %d, which a reader comes to", i)
+	}
+	if i := next(l, slow, now); i >= 0 {
+		t.Errorf("asked for %d besides", i)
+	}
+	l.Drop(slow, i)
+	l.Wanted([]int{pieces - 4})
+	if i := next(l, slow, now); i != pieces-1 {
+		t.Errorf("asked for %d, want the last one, which nobody else has", i)
+	}
+	l.Drop(slow, pieces-1)
+	l.Wanted([]int{900})
+	l.Drop(slow, next(l, slow, now))
+	if i := next(l, slow, now+2*time.Second); i != 900 {
+		t.Errorf("asked for %d, want 900, which nobody has brought to the reader", i)
+	}
+}
+
+// A piece that a tardy peer has sent all of, and that is not verified yet, is not asked for
+// again; and who sent it in time is tardy no more.
+func TestTardyPeerSendsAll(t *testing.T) {
+	for _, c := range []struct {
+		took  time.Duration
+		tardy bool
+	}{{500 * time.Millisecond, false}, {5 * time.Second, true}} {
+		const pieces = 1000
+		l := newLeech(pieces)
+		slow, _, now := tardy(t, l, pieces)
+		l.Wanted([]int{pieces - 1})
+		if i := next(l, slow, now); i != pieces-1 {
+			t.Fatalf("asked for %d", i)
+		}
+		now += c.took
+		for range pieceLen / chunk {
+			l.Progress(slow, pieces-1, chunk, now)
+		}
+		third := has(l, choice.Near, now, pieces-1)
+		if i := next(l, third, now); i >= 0 {
+			t.Errorf("after %v: asked for %d, which is here", c.took, i)
+		}
+		l.Done(pieces - 1)
+		l.Wanted([]int{900})
+		if i := next(l, slow, now); (i != 900) != c.tardy {
+			t.Errorf("after %v: asked for %d while a reader stands at 900", c.took, i)
 		}
 	}
 }
