@@ -7,7 +7,6 @@ import (
 	"os"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -28,20 +27,6 @@ func smallDisk(t testing.TB, size string) string {
 		}
 	})
 	return dir
-}
-
-// eventually waits until ok is true.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for late := time.After(timeout); !ok(); {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("%s: not within %v", what, timeout)
-		}
-	}
 }
 
 func mustFree(t testing.TB, dir string) int64 {

@@ -19,6 +19,20 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// eventually waits until ok is true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(timeout); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: not within %v", what, timeout)
+		}
+	}
+}
+
 // logged is a store's log.
 type logged struct {
 	mu  sync.Mutex // guards buf
