@@ -69,9 +69,9 @@ func (w *Writer) Write(b []byte) (n int, err error) {
 		length, flags = part(len(b)), unix.MSG_EOR
 	}
 	for n < len(b) && err == nil {
-		end := min(n+length, len(b))
-		err = w.write(b[n:end], flags)
-		n = end - len(w.bytes)
+		var part int
+		part, err = w.write(b[n:min(n+length, len(b))], flags)
+		n += part
 	}
 	w.flow.add(n, time.Since(w.began))
 	return n, err
@@ -95,7 +95,7 @@ func (w *Writer) WriteFile(head []byte, f *os.File, off, n int64) (err error) {
 		w.file = f
 	}
 	// The head leaves in one segment with what follows.
-	if err := w.write(head, unix.MSG_MORE); err != nil {
+	if _, err := w.write(head, unix.MSG_MORE); err != nil {
 		return err
 	}
 	w.off, w.left = off, n
@@ -106,16 +106,18 @@ func (w *Writer) WriteFile(head []byte, f *os.File, off, n int64) (err error) {
 	return w.failed
 }
 
-// write sends b. What could not be sent is in w.bytes.
-func (w *Writer) write(b []byte, flags int) error {
+// write sends b, and lets go of it.
+func (w *Writer) write(b []byte, flags int) (n int, err error) {
 	w.bytes, w.flags = b, flags
+	defer func() { w.bytes = nil }()
 	for len(w.bytes) > 0 {
 		if err := w.call("sendmsg", w.writeBytes); err != nil {
-			return err
+			return n, err
 		}
-		w.bytes = w.bytes[w.sent:]
+		n += w.sent
+		w.bytes = b[n:]
 	}
-	return nil
+	return n, nil
 }
 
 // body sends what is left of a file.

@@ -8,42 +8,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"golang.org/x/sys/unix"
 )
-
-// pair returns both ends of a connection over loopback, whose packets are up to 64 KiB
-// long.
-func pair(t *testing.T) (near, far *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	f, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return c.(*net.TCPConn), f.(*net.TCPConn)
-}
-
-func newWriter(t *testing.T, conn *net.TCPConn) *Writer {
-	t.Helper()
-	w, err := NewWriter(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
 
 // packets returns how many packets with data have left conn.
 func packets(t *testing.T, conn *net.TCPConn) int {
@@ -139,31 +110,49 @@ func TestBytesArrive(t *testing.T) {
 	}
 }
 
-// A file that is shorter than it was is an error, not a connection that waits.
-func TestFileEnds(t *testing.T) {
-	near, _ := pair(t)
-	f, err := os.Create(filepath.Join(t.TempDir(), "short"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := newWriter(t, near).WriteFile([]byte("head"), f, 0, 1); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("WriteFile = %v, want unexpected EOF", err)
-	}
-}
-
 // Who does not read holds a writer up until the deadline of the connection, and what was
 // sent is told.
 func TestDeadline(t *testing.T) {
-	near, _ := pair(t)
-	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	near, far := pair(t)
+	w := newWriter(t, near)
+	const size = 64 << 20 // more than buffers take
+	type result struct {
+		n   int
+		err error
+	}
+	written := make(chan result, 1)
+	go func() {
+		n, err := w.Write(make([]byte, size))
+		written <- result{n, err}
+	}()
+	if _, err := far.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	const size = 64 << 20 // more than buffers take
-	n, err := newWriter(t, near).Write(make([]byte, size))
-	if !errors.Is(err, os.ErrDeadlineExceeded) || n <= 0 || n >= size {
-		t.Errorf("Write = %d, %v, want a part and the deadline", n, err)
+	if err := near.SetWriteDeadline(time.Now()); err != nil {
+		t.Fatal(err)
 	}
+	if got := <-written; !errors.Is(got.err, os.ErrDeadlineExceeded) || got.n <= 0 || got.n >= size {
+		t.Errorf("Write = %d, %v, want a part and the deadline", got.n, got.err)
+	}
+}
+
+// A connection that is idle holds on to nothing that it has sent: what it was sent from is
+// used for others.
+func TestNothingIsKept(t *testing.T) {
+	near, far := pair(t)
+	w := newWriter(t, near)
+	go io.Copy(io.Discard, far)
+	b := make([]byte, 64<<10, 80<<10)
+	sent := weak.Make(&b[0])
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	b = nil
+	runtime.GC()
+	if sent.Value() != nil {
+		t.Error("what was sent is kept")
+	}
+	runtime.KeepAlive(w)
 }
 
 func TestParts(t *testing.T) {

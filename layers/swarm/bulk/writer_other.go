@@ -3,6 +3,7 @@
 package bulk
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -22,6 +23,9 @@ func (w *Writer) WriteFile(head []byte, f *os.File, off, n int64) error {
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
-	_, err := io.Copy(w.TCPConn, io.NewSectionReader(f, off, n))
+	sent, err := io.Copy(w.TCPConn, io.NewSectionReader(f, off, n))
+	if err == nil && sent < n {
+		err = fmt.Errorf("read what a peer asked for: %w", io.ErrUnexpectedEOF)
+	}
 	return err
 }
