@@ -23,15 +23,16 @@ const (
 //     at random among many;
 //   - each asks for one piece at a time.
 type far struct {
-	due  []int32 // milliseconds: when a piece may be asked for; 0 if not seen
-	owed int64   // bytes asked of far peers and not yet here
-	took time.Duration
+	due   []int32       // milliseconds since began: when a piece may be asked for; 0 if not seen
+	began time.Duration // time itself, in milliseconds, would not fit in after a month
+	owed  int64         // bytes asked of far peers and not yet here
+	took  time.Duration
 }
 
 // choose picks a piece to ask of p, a far peer.
 func (f *far) choose(l *Leech, p *Peer, now time.Duration) (int, bool) {
 	if f.due == nil {
-		f.due = make([]int32, l.pieces)
+		f.due, f.began = make([]int32, l.pieces), now
 	}
 	from := 0
 	if len(l.fronts) > 0 {
@@ -73,11 +74,12 @@ func (f *far) among(l *Leech, p *Peer, from, to int, now time.Duration) (int, bo
 // wait says whether it is too early to ask for piece i, and lets the wait begin
 // when it is first seen.
 func (f *far) wait(l *Leech, i int, now time.Duration) bool {
+	since := now - f.began
 	if f.due[i] == 0 {
 		pause := max(farPause, farFactor*f.took)
-		f.due[i] = int32((now + time.Duration(l.rand.Float64()*float64(l.near)*float64(pause))).Milliseconds()) + 1
+		f.due[i] = int32((since + time.Duration(l.rand.Float64()*float64(l.near)*float64(pause))).Milliseconds()) + 1
 	}
-	return int64(f.due[i]) > now.Milliseconds()
+	return int64(f.due[i]) > since.Milliseconds()
 }
 
 // urgent says whether a reader has stood at piece i for a while. As others' may
