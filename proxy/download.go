@@ -27,6 +27,7 @@ const maxDownloads = 1024
 // other, and each goes on where the last one stopped.
 type download struct {
 	mirror  *Mirror
+	host    string          // of the registry
 	ctx     context.Context // the daemon's, with the blob's span
 	partial *layers.Partial
 	rights  registry.Rights
@@ -62,10 +63,10 @@ func (m *Mirror) begin(caller context.Context, req registry.Request) (_ *downloa
 	if m.flights.Len() > maxDownloads {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, registry.ErrTooMany)
 	}
-	if m.uncached.has(req.Digest) {
+	if m.uncached.has(origin{req.Repo.Host, req.Digest}) {
 		return nil, registry.PassThrough(m.ctx, m.upstream, req, errCacheFailed)
 	}
-	d := &download{mirror: m, ended: make(chan struct{}), ways: make(map[string]bool), pace: newPace()}
+	d := &download{mirror: m, host: req.Repo.Host, ended: make(chan struct{}), ways: make(map[string]bool), pace: newPace()}
 	d.rights.Add(req.Repo, req.Authorization)
 	d.ctx = m.cfg.Tracer.Begin(m.ctx, caller, tracing.Pull, req.Digest, req.Repo.Host, req.Repo.Name)
 	defer func() {
@@ -159,7 +160,7 @@ func (d *download) settleSpace() error {
 // error is the registry's verdict on the caller.
 func (d *download) askSeeder(req registry.Request) (size int64, err error) {
 	m := d.mirror
-	if m.suspects.has(req.Digest) {
+	if m.suspects.has(origin{req.Repo.Host, req.Digest}) {
 		d.why = whyWrong
 		return 0, nil
 	}
@@ -242,10 +243,10 @@ func (d *download) run() {
 		m.shared.Drop(p.Digest()) // the swarm of wrong bytes, if they came from one
 	}
 	if errors.Is(err, layers.ErrMismatch) && !d.shelved {
-		m.suspects.add(p.Digest())
+		m.suspects.add(origin{d.host, p.Digest()})
 	}
 	if layers.DiskFailed(err) && !d.shelved {
-		m.uncached.add(p.Digest())
+		m.uncached.add(origin{d.host, p.Digest()})
 	}
 	m.flights.End(p.Digest())
 	close(d.ended)

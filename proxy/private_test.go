@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -226,4 +227,24 @@ func TestCredentialsStay(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Whoever runs a registry that fails for the digest of another's blob does not keep that
+// from coming by the swarm.
+func TestForeignRegistryMakesNoSuspects(t *testing.T) {
+	t.Parallel()
+	up, evil := registrytest.New(t), registrytest.New(t)
+	b := random(big, 77)
+	d := up.Push(t, "app", false, b)
+	evil.Fail(&registrytest.Fault{Left: -1, Path: d.String(), Answer: func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(big))
+		w.Write(random(big, 78))
+	}})
+	m := newMirror(t, up, []string{newSeeder(t, up).server.URL}, insecure(up, evil))
+	m.request(t, "GET", blobPath("app", d)+"?ns="+evil.Host, "").mustBeCut(t)
+	m.settled(t, d)
+	m.mustPull(t, "app", b)
+	if r := m.settled(t, d); r.Way != "swarm" || r.Why != "" {
+		t.Errorf("record = %+v, want all from the swarm", r)
+	}
 }

@@ -14,7 +14,14 @@ type shunned struct {
 	long time.Duration
 
 	mu    sync.Mutex // guards until
-	until map[digest.Digest]time.Time
+	until map[origin]time.Time
+}
+
+// origin is a blob as one registry has it. Anybody can run a registry that fails for the
+// digests of others, and what fails there says nothing of it elsewhere.
+type origin struct {
+	registry string // HOST or HOST:PORT
+	blob     digest.Digest
 }
 
 const (
@@ -27,19 +34,19 @@ const (
 	maxShunned  = 1024
 )
 
-func (s *shunned) add(d digest.Digest) {
+func (s *shunned) add(o origin) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.until == nil || len(s.until) >= maxShunned {
-		s.until = make(map[digest.Digest]time.Time)
+		s.until = make(map[origin]time.Time)
 	}
-	s.until[d] = time.Now().Add(s.long)
+	s.until[o] = time.Now().Add(s.long)
 }
 
-func (s *shunned) has(d digest.Digest) bool {
+func (s *shunned) has(o origin) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Now().Before(s.until[d])
+	return time.Now().Before(s.until[o])
 }
 
 // errCacheFailed is why a blob goes past the cache.
