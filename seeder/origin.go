@@ -69,10 +69,11 @@ func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared 
 
 // draft names the swarm of a blob whose metainfo is not known yet. The name must
 // not follow from the digest, which is in manifests and logs: who is in a swarm is
-// sent the blob, and only those whom the registry admits may be.
-func (o *origin) draft(d digest.Digest) (ih layers.InfoHash) {
+// sent the blob, and only those whom the registry admits may be. Another registry's
+// has another name: anyone can run one that begins to send what it has not, to be told.
+func (o *origin) draft(registry string, d digest.Digest) (ih layers.InfoHash) {
 	mac := hmac.New(sha256.New, o.key[:])
-	mac.Write([]byte(d))
+	mac.Write([]byte(registry + " " + string(d)))
 	copy(ih[:], mac.Sum(nil))
 	return ih
 }
@@ -192,7 +193,7 @@ func (o *origin) follow(ctx context.Context, req registry.Request, partial *laye
 	if body == nil {
 		way = string(layers.FromCache)
 	}
-	f := &fetch{ctx: ctx, partial: partial, torrent: partial.Hashes(o.draft(req.Digest)), ended: make(chan struct{})}
+	f := &fetch{ctx: ctx, partial: partial, torrent: partial.Hashes(o.draft(req.Repo.Host, req.Digest)), ended: make(chan struct{})}
 	f.rights.Add(req.Repo, req.Authorization)
 	o.ledger.Begin(req.Digest, req.Repo.Host, req.Repo.Name, partial.Size())
 	o.ledger.Way(req.Digest, way, "")

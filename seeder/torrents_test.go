@@ -186,9 +186,9 @@ func (s *testSeeder) listsItself(answer string) bool {
 func draftPath(repo string, d digest.Digest) string { return torrentPath(repo, d) + "&draft=1" }
 
 // openDraft asks as a mirror does, for a blob that is being fetched.
-func (s *testSeeder) openDraft(t testing.TB, repo string, d digest.Digest, authorization string) *http.Response {
+func (s *testSeeder) openDraft(t testing.TB, repo string, d digest.Digest, authorization string, query ...string) *http.Response {
 	t.Helper()
-	resp := s.open(t, "GET", draftPath(repo, d), authorization)
+	resp := s.open(t, "GET", draftPath(repo, d)+strings.Join(query, ""), authorization)
 	t.Cleanup(func() { resp.Body.Close() })
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Murder-Swarm") == "" {
 		t.Fatalf("answer = %d %v, want a torrent that grows", resp.StatusCode, resp.Header)
@@ -290,6 +290,35 @@ func TestDraftIsPrivate(t *testing.T) {
 	other := newSeeder(t, up)
 	if got := other.openDraft(t, "secret", d, registrytest.Basic("alice")).Header.Get("Murder-Swarm"); got == name {
 		t.Error("two seeders gave a draft one name")
+	}
+}
+
+// Whoever runs a registry that begins to send a blob which it has not does not learn from
+// it by what name the blob will be shared when its own registry sends it.
+func TestDraftIsNotNamedByForeignRegistry(t *testing.T) {
+	t.Parallel()
+	up, evil := registrytest.New(t), registrytest.New(t)
+	d := up.Push(t, "secret", true, random(big, 95))
+	up.Admit(registrytest.Basic("alice"))
+	s := newSeeder(t, up, evil)
+	hold, ended := make(chan struct{}), make(chan struct{})
+	evil.Fail(&registrytest.Fault{Left: -1, Path: d.String(), Answer: func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(big))
+		w.Write(make([]byte, 1000))
+		w.(http.Flusher).Flush()
+		<-ended
+		w.Write(make([]byte, big-1000))
+	}})
+	theirs := s.openDraft(t, "any", d, "", "&ns="+evil.Host)
+	close(ended)
+	if _, err := io.Copy(io.Discard, theirs.Body); err == nil {
+		t.Error("a torrent of wrong bytes ended politely")
+	}
+	defer close(hold)
+	up.Fail(&registrytest.Fault{Left: -1, Path: d.String(), At: 1 << 20, Hold: hold})
+	ours := s.openDraft(t, "secret", d, registrytest.Basic("alice"))
+	if name := ours.Header.Get("Murder-Swarm"); name == theirs.Header.Get("Murder-Swarm") {
+		t.Errorf("the swarm of a private blob goes by the name %s, which a stranger knows", name)
 	}
 }
 
