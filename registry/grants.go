@@ -7,15 +7,16 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net/http"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -140,7 +141,7 @@ func (g *Grants) AdmitBlob(ctx context.Context, up Upstream, req Request, held H
 		if g.member(c) {
 			return stat(ctx, up, req, held.Size())
 		}
-		return prove(ctx, up, req, held)
+		return g.prove(ctx, up, req, held)
 	})
 }
 
@@ -213,26 +214,57 @@ func stat(ctx context.Context, up Upstream, req Request, size int64) error {
 	return err
 }
 
-// proofSize is how many bytes a registry must show of a blob: more than are
-// likely to be guessed, few enough to cost nothing.
-const proofSize = 64 << 10
+const (
+	// proofSize is how many bytes a registry must show of a blob, in proofParts sections
+	// from all over it: more than are likely to be guessed, few enough to cost nothing.
+	proofSize  = 64 << 10
+	proofParts = 4
+	// proofTries bounds the places that are looked at for a section.
+	proofTries = 16
+)
 
-// prove wants the registry to show a section of the blob that it cannot have
+// prove wants the registry to show sections of the blob that it cannot have
 // expected.
-func prove(ctx context.Context, up Upstream, req Request, held Held) error {
+func (g *Grants) prove(ctx context.Context, up Upstream, req Request, held Held) error {
 	if held.Size() == 0 {
 		return stat(ctx, up, req, 0)
 	}
-	want := make([]byte, min(proofSize, held.Size()))
-	off := mathrand.Int64N(held.Size() - int64(len(want)) + 1)
-	if _, err := held.ReadAt(want, off); err != nil {
-		return fmt.Errorf("blob %s in the cache: %w", req.Digest, err)
+	parts, n := proofParts, proofSize/proofParts
+	if held.Size() <= proofSize {
+		parts, n = 1, int(held.Size())
 	}
-	got, err := up.ReadBlob(ctx, req.Repo, req.Digest, off, len(want), req.Authorization)
-	if err == nil && !bytes.Equal(got, want) {
-		return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s is not what it shows there", req.Repo.Host, req.Digest)
+	asks, ctx := errgroup.WithContext(ctx)
+	for part := range parts {
+		asks.Go(func() error {
+			off, want, err := g.section(held, req.Digest, part, n)
+			if err != nil {
+				return fmt.Errorf("blob %s in the cache: %w", req.Digest, err)
+			}
+			got, err := up.ReadBlob(ctx, req.Repo, req.Digest, off, n, req.Authorization)
+			if err == nil && !bytes.Equal(got, want) {
+				return newError(http.StatusForbidden, CodeDenied, "registry %s: blob %s is not what it shows there", req.Repo.Host, req.Digest)
+			}
+			return err
+		})
 	}
-	return err
+	return asks.Wait()
+}
+
+// section returns n bytes of a blob and where they are. Of one blob they are always the
+// same, wherever it is asked for: who knows a part of it, and asks again and again, would
+// be asked for that part some day. Nor are they one byte all over, as much of disks and
+// models is.
+func (g *Grants) section(held Held, d digest.Digest, part, n int) (off int64, section []byte, err error) {
+	section = make([]byte, n)
+	for try := range proofTries {
+		mac := hmac.New(sha256.New, g.key[:])
+		fmt.Fprintf(mac, "%s %d %d", d, part, try)
+		off = int64(binary.BigEndian.Uint64(mac.Sum(nil)) % uint64(held.Size()-int64(n)+1))
+		if _, err = held.ReadAt(section, off); err != nil || bytes.Count(section, section[:1]) < n {
+			break
+		}
+	}
+	return off, section, err
 }
 
 // Granted is true when the registry admitted the caller to the repository

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -367,6 +368,27 @@ func TestRegistryThatOnlyClaimsABlob(t *testing.T) {
 		}
 		if err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("claims", secret, ""), held("secret")); status(err) != 403 {
 			t.Errorf("AdmitBlob after StatBlob = %v, want 403", err)
+		}
+	})
+}
+
+// Nor does it get what lies in another when it can guess a part of that, such as zeros or
+// the files that everybody has, however often it is asked.
+func TestRegistryThatGuessesABlob(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		blob, guessed := make([]byte, 4<<20), make([]byte, 4<<20)
+		rand.Read(blob[2<<20:]) // half of it are zeros
+		copy(guessed, blob[:2<<20+80<<10])
+		d := digest.FromBytes(blob)
+		b.with(func() { b.content["guesses@"+d.String()] = guessed })
+		for range 300 {
+			if err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("guesses", d, ""), held(blob)); status(err) != 403 {
+				t.Fatalf("AdmitBlob = %v, want 403", err)
+			}
+		}
+		b.with(func() { b.content["guesses@"+d.String()] = blob })
+		if err := b.grants.AdmitBlob(b.Context(), b.up, blobOf("guesses", d, ""), held(blob)); err != nil {
+			t.Errorf("AdmitBlob of a registry that has it = %v", err)
 		}
 	})
 }
