@@ -179,8 +179,9 @@ func (d *daemon) openSwarm() (*swarm.Client, error) {
 		d.log.Warn("peers are told an address of this host on which nobody listens: --advertise and --peer-listen do not fit",
 			"advertise", d.cli.String("advertise"), "peer_addr", listen.String())
 	}
+	_, guests := connectionsFor(openFiles(), 0)
 	cfg := swarm.Config{
-		Listener: peers, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
+		Listener: peers, MaxGuests: guests, Advertise: parseAdvertise(d.cli.String("advertise")), Seeder: d.role == "seeder",
 		Zone: d.cli.String("zone"), Version: buildVersion(), Log: d.log,
 		Upload: d.limits.upload, Download: d.limits.download, DialTLS: d.seederTLS.dial,
 	}

@@ -125,9 +125,23 @@ func ownNames(listen string) []string {
 	return names
 }
 
+// plentyOfFiles is a number of open files that bounds nothing.
+const plentyOfFiles = 1 << 30
+
+// connectionsFor shares out what files a process may have open: no more than half of them goes to HTTP connections, of which there may be
+// so many otherwise, and a quarter to peers who call. The rest is for the cache and for what we ask of others: a pull needs both.
+func connectionsFor(files, most int) (overHTTP, peers int) {
+	return max(1, min(most, files/2)), max(1, files/4)
+}
+
 // limit bounds the connections of the daemon's server, which has its handler.
 func (d *daemon) limit(server *http.Server) {
-	connections := &gate.Connections{Max: flagValue[int](d.cli, "max-connections"), Log: d.log}
+	files, most := openFiles(), flagValue[int](d.cli, "max-connections")
+	bound, _ := connectionsFor(files, most)
+	if bound < most {
+		d.log.Warn("few files may be open here, so that there are fewer connections than --max-connections", "files", files, "connections", bound)
+	}
+	connections := &gate.Connections{Max: bound, Log: d.log}
 	connections.Bound(server)
 	d.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "murder_http_connections", Help: "HTTP connections open; of more than --max-connections the quiet ones are closed first.",

@@ -90,3 +90,16 @@ func FuzzParseLimits(f *testing.F) {
 		}
 	})
 }
+
+func TestConnectionsLeaveFilesForPulls(t *testing.T) {
+	for _, test := range []struct{ files, most, overHTTP, peers int }{
+		{plentyOfFiles, 65536, 65536, plentyOfFiles / 4},
+		{1024, 4096, 512, 256},
+		{1024, 100, 100, 256},
+		{1, 4096, 1, 1},
+	} {
+		if overHTTP, peers := connectionsFor(test.files, test.most); overHTTP != test.overHTTP || peers != test.peers {
+			t.Errorf("of %d files %d connections and %d of peers, want %d and %d", test.files, overHTTP, peers, test.overHTTP, test.peers)
+		}
+	}
+}

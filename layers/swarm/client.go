@@ -41,6 +41,9 @@ import (
 type Config struct {
 	// Listener takes connections from peers. The client closes it.
 	Listener net.Listener
+	// MaxGuests bounds the connections that peers make to us, where 8,192 are too many; 0
+	// is no further bound.
+	MaxGuests int
 	// Dial connects to peers. nil means plain TCP.
 	Dial Dialer
 	// Advertise is the address given to peers through the tracker. A zero address
@@ -129,11 +132,15 @@ func Open(cfg Config) (*Client, error) {
 	if cfg.Dial == nil {
 		cfg.Dial = dialTCP
 	}
+	most := guestsAtOnce
+	if cfg.MaxGuests > 0 {
+		most = min(most, cfg.MaxGuests)
+	}
 	c := &Client{
 		cfg: cfg, log: cfg.Log, began: time.Now(), bans: newBans(),
 		dials:     make(chan struct{}, dialsAtOnce),
-		greetings: greetings{most: greetingsAtOnce},
-		guests:    newGuests(guestsAtOnce, guestsOfOne),
+		greetings: greetings{most: min(greetingsAtOnce, max(1, most/4))},
+		guests:    newGuests(most, min(guestsOfOne, max(1, most/2))),
 		exchanges: make(map[digest.Digest]*exchange),
 		byName:    make(map[layers.InfoHash]*exchange),
 		tallies:   make(map[digest.Digest]*tally),
@@ -160,14 +167,21 @@ func (c *Client) port() uint16 {
 // file descriptors are in use.
 const acceptPause = 50 * time.Millisecond
 
+// acceptWarnEvery is the least time between two warnings of that.
+const acceptWarnEvery = time.Minute
+
 func (c *Client) accept() {
+	var warned time.Time
 	for {
 		conn, err := c.cfg.Listener.Accept()
 		if errors.Is(err, net.ErrClosed) || c.stopped.Err() != nil {
 			return
 		}
 		if err != nil {
-			c.log.Warn("accept a peer", "err", err)
+			if time.Since(warned) >= acceptWarnEvery {
+				warned = time.Now()
+				c.log.Warn("accept a peer", "err", err)
+			}
 			select {
 			case <-c.stopped.Done():
 			case <-time.After(acceptPause):

@@ -413,6 +413,28 @@ func TestGuestsAreBounded(t *testing.T) {
 	}
 }
 
+// Where few files may be open, connections that say nothing take no more than their part of
+// them, and keep nobody out either.
+func TestSilentConnectionsWhereFilesAreFew(t *testing.T) {
+	h := newHost(t, Config{Seeder: true, MaxGuests: 8})
+	blob, _ := testBlob(1<<20, 76)
+	m := h.share(t, blob)
+	eventually(t, "known", func() bool { return h.knows(m.InfoHash()) })
+	for range 20 {
+		c, err := net.Dial("tcp", h.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	eventually(t, "no more than a quarter is silent", func() bool {
+		h.guests.mu.Lock()
+		defer h.guests.mu.Unlock()
+		return h.guests.all == 2
+	})
+	callFrom(t, "127.0.0.1", h, m.InfoHash(), [20]byte{'n'}) // fails the test if it is not answered
+}
+
 // Connections that say nothing keep nobody out: who comes is answered, in the place of the
 // one that has been silent for longest.
 func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
