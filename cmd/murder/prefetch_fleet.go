@@ -63,6 +63,11 @@ func checkFleetFlags(c *cli.Context) error {
 			return usagef(c, "--%s does not go with --fleet, which reaches hosts by their seeder", name)
 		}
 	}
+	for _, name := range []string{"zone", "label", "hosts"} { // as in --hosts "$CANARIES" of a script: that is not the whole fleet
+		if c.IsSet(name) && c.Bool("fleet") && len(listFlag(c, name)) == 0 {
+			return usagef(c, "--%s is empty: leave it out if all hosts are meant", name)
+		}
+	}
 	return nil
 }
 

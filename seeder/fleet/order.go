@@ -125,9 +125,15 @@ func (r *Request) check() error {
 	return r.Select.check()
 }
 
-// check leaves the hosts sorted.
+// check leaves the hosts sorted. A list that is there and empty is as a rule a script's that found nobody, who is not the whole fleet.
 func (s *Select) check() error {
 	switch {
+	case s.Hosts != nil && len(s.Hosts) == 0:
+		return errors.New("hosts is empty: leave it out if all are meant")
+	case s.Zones != nil && len(s.Zones) == 0:
+		return errors.New("zones is empty: leave it out if all are meant")
+	case s.Labels != nil && len(s.Labels) == 0:
+		return errors.New("labels is empty: leave it out if all are meant")
 	case len(s.Hosts) > maxNamed:
 		return fmt.Errorf("%d hosts; an order names at most %d", len(s.Hosts), maxNamed)
 	case len(s.Zones) > maxZones:
