@@ -111,6 +111,7 @@ func Open(ctx context.Context, cfg Config) *Mirror {
 	m.pulls = &registry.Handler{Backend: m, DefaultHost: cfg.DefaultRegistry, Sent: m.ledger.Served, Log: cfg.Log}
 	m.mux = http.NewServeMux()
 	m.mux.HandleFunc("POST /v1/prefetch", m.servePrefetch)
+	m.mux.HandleFunc("GET /v1/check", m.serveCheck)
 	m.pinRoutes()
 	return m
 }
@@ -138,8 +139,8 @@ func (m *Mirror) Ledger() *layers.Ledger { return m.ledger }
 // Fallbacks tells how often a better way was left for a worse one, by reason.
 func (m *Mirror) Fallbacks() map[string]int64 { return m.fallbacks.all() }
 
-// Seeders tells how the seeders are.
-func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health() }
+// Seeders tells how the seeders are, as far as pulls have found.
+func (m *Mirror) Seeders() []SeederHealth { return m.seeders.health(m.seeders.all()) }
 
 // SetSeeders replaces the seeders while the mirror works. Blobs that are on their way
 // from one that is gone go on, and all swarms are announced to those that are there now.

@@ -187,16 +187,17 @@ func (s *seeders) trackers() []string {
 	return urls
 }
 
-func (s *seeders) health() []SeederHealth {
+// health is what is known of each of the listed.
+func (s *seeders) health(list []Seeder) []SeederHealth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]SeederHealth, 0, len(s.list))
-	for _, seeder := range s.list {
+	known := make([]SeederHealth, 0, len(list))
+	for _, seeder := range list {
 		health, ill := s.ill[seeder]
 		if !ill {
 			health = SeederHealth{URL: seeder.URL(), OK: true, Checked: time.Now()}
 		}
-		list = append(list, health)
+		known = append(known, health)
 	}
-	return list
+	return known
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/murderp2p/murder/cmd/murder/engine"
+	"github.com/murderp2p/murder/proxy"
 )
 
 func doctorCommand() *cli.Command {
@@ -98,9 +100,8 @@ func (d *doctor) count(s state) (n int) {
 func (d *doctor) examine(ctx context.Context) {
 	report, ok := d.checkMirror(ctx)
 	if ok {
-		d.checkSeeders(report)
+		d.checkNeighbours(ctx, report)
 		d.checkCertificate(report)
-		d.checkRegistries(ctx, report)
 		d.checkPeerPort(ctx, report)
 	}
 	if !d.isLocal() {
@@ -147,14 +148,33 @@ func (d *doctor) checkMirror(ctx context.Context) (statusReport, bool) {
 	return report, true
 }
 
-// checkSeeders tells how the mirror, not this process, finds its seeders: pulls depend on that.
-func (d *doctor) checkSeeders(r statusReport) {
-	if len(r.Seeders) == 0 {
+// checkNeighbours has the mirror, not this process, ask its seeders and registries: pulls depend on that.
+func (d *doctor) checkNeighbours(ctx context.Context, r statusReport) {
+	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("no answer for %s", checkTimeout))
+	defer cancel()
+	names, bad := d.registriesOf(r)
+	raw, _, err := d.mirror.get(ctx, "/v1/check?"+url.Values{"registry": names}.Encode(), nil)
+	var check proxy.Check
+	if err == nil {
+		err = json.Unmarshal(raw, &check)
+	}
+	if err != nil {
+		d.found("mirror", stateFail, "see the mirror's log; one that is older than this command is to be restarted as what this is", "%s does not say how it finds others: %v", d.mirror.base, err)
+		return
+	}
+	d.checkSeeders(check.Seeders)
+	for _, answer := range check.Registries {
+		d.checkRegistry(answer, bad)
+	}
+}
+
+func (d *doctor) checkSeeders(seeders []proxy.SeederHealth) {
+	if len(seeders) == 0 {
 		d.found("seeder", stateFail, "start the mirror with --seeder URL", "the mirror knows none, so every layer comes from the registry")
 		return
 	}
-	alive := slices.ContainsFunc(r.Seeders, func(s seederStatus) bool { return s.OK })
-	for _, s := range r.Seeders {
+	alive := slices.ContainsFunc(seeders, func(s proxy.SeederHealth) bool { return s.OK })
+	for _, s := range seeders {
 		switch {
 		case s.OK:
 			d.found("seeder", stateOK, "", "%s answers the mirror", s.URL)
@@ -188,37 +208,31 @@ func (d *doctor) checkCertificate(r statusReport) {
 
 const mendSeeder = "see that `murder seeder` runs there and that no firewall is between; until then pulls go to the registry"
 
-// checkRegistries asks through the mirror, as an engine would. The default registry alone may well be one that nobody here uses.
-func (d *doctor) checkRegistries(ctx context.Context, r statusReport) {
-	names, bad := d.registries, stateFail
-	if len(names) == 0 {
-		for _, b := range r.Blobs {
-			if b.Registry != "" && !slices.Contains(names, b.Registry) {
-				names = append(names, b.Registry)
-			}
+// registriesOf are those to look at, and how bad it is if one does not answer: the default one alone may well be one that nobody here uses.
+func (d *doctor) registriesOf(r statusReport) (names []string, bad state) {
+	if len(d.registries) > 0 {
+		return d.registries, stateFail
+	}
+	for _, b := range r.Blobs {
+		if b.Registry != "" && !slices.Contains(names, b.Registry) {
+			names = append(names, b.Registry)
 		}
 	}
 	if len(names) == 0 && r.DefaultRegistry != "" {
-		names, bad = []string{r.DefaultRegistry}, stateWarn
+		return []string{r.DefaultRegistry}, stateWarn
 	}
-	for _, name := range names {
-		d.checkRegistry(ctx, name, bad)
-	}
+	return names, stateFail
 }
 
-func (d *doctor) checkRegistry(ctx context.Context, name string, bad state) {
-	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("no answer for %s", checkTimeout))
-	defer cancel()
-	_, _, err := d.mirror.get(ctx, "/v2/?"+url.Values{"ns": {name}}.Encode(), nil)
-	refusal, ok := errors.AsType[*answerError](err)
+func (d *doctor) checkRegistry(r proxy.RegistryHealth, bad state) {
 	switch {
-	case err == nil:
-		d.found("registry", stateOK, "", "%s answers the mirror", name)
-	case ok && (refusal.status == http.StatusUnauthorized || refusal.status == http.StatusForbidden):
-		d.found("registry", stateOK, "", "%s answers the mirror and wants credentials", name)
+	case r.OK && r.Credentials:
+		d.found("registry", stateOK, "", "%s answers the mirror and wants credentials", r.Registry)
+	case r.OK:
+		d.found("registry", stateOK, "", "%s answers the mirror", r.Registry)
 	default:
-		d.found("registry", bad, "see whether this host's network, DNS and proxy lead there; if it speaks plain HTTP, the daemons need --insecure-registry "+name,
-			"%s through the mirror: %v", name, err)
+		d.found("registry", bad, "see whether this host's network, DNS and proxy lead there; if it speaks plain HTTP, the daemons need --insecure-registry "+r.Registry,
+			"%s does not answer the mirror: %s", r.Registry, r.Error)
 	}
 }
 

@@ -10,12 +10,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/murderp2p/murder/proxy"
 )
 
 // patient is a mirror for doctors, and what it answers for registries by their ns.
 type patient struct {
 	report     statusReport
-	registries map[string]int // status of GET /v2/?ns=
+	registries map[string]int // status of what they answer it
 	notReady   bool
 }
 
@@ -47,9 +49,20 @@ func (p *patient) serve(t *testing.T) string {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	mux.HandleFunc("GET /v2/{$}", func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(p.registries[r.URL.Query().Get("ns")])
-		fmt.Fprint(w, `{"errors":[{"code":"UNKNOWN","message":"what the registry says"}]}`)
+	mux.HandleFunc("GET /v1/check", func(w http.ResponseWriter, r *http.Request) {
+		var check proxy.Check
+		for _, s := range p.report.Seeders {
+			check.Seeders = append(check.Seeders, proxy.SeederHealth(s))
+		}
+		for _, name := range r.URL.Query()["registry"] {
+			status := p.registries[name]
+			health := proxy.RegistryHealth{Registry: name, OK: status < 500, Credentials: status == 401}
+			if !health.OK {
+				health.Error = fmt.Sprintf("registry %s answered %d", name, status)
+			}
+			check.Registries = append(check.Registries, health)
+		}
+		json.NewEncoder(w).Encode(check)
 	})
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
@@ -147,7 +160,7 @@ func TestDoctorFindings(t *testing.T) {
 			"fail seeder: http://s1 does not answer the mirror: refused"},
 		{"one of two", func(p *patient) { p.report.Seeders = append(p.report.Seeders, seederStatus{URL: "http://s2"}) }, "", false, "warn seeder: http://s2"},
 		{"registry down", func(p *patient) { p.registries["ghcr.io"] = 503 }, "", true,
-			"fail registry: ghcr.io through the mirror: answered 503 Service Unavailable: UNKNOWN what the registry says"},
+			"fail registry: ghcr.io does not answer the mirror: registry ghcr.io answered 503"},
 		{"engine's store", func(p *patient) { p.report.Shelf = &shelfStatus{Dir: "/content", Bytes: 3 << 20} }, "", false, "ok store: the mirror shares 3.0 MiB from /content"},
 		{"engine's store is closed", func(p *patient) {
 			p.report.Shelf = &shelfStatus{Dir: "/content", Error: "open /content: permission denied"}

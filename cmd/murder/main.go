@@ -48,8 +48,8 @@
 //	/v1/limits                            what `murder limits` shows (GET) and changes (PATCH)
 //
 // The seeder besides serves /v1/torrents/DIGEST (metainfo), /announce and /scrape (the tracker), and the fleet's /v1/fleet (to which mirrors
-// hold a link), /v1/hosts and /v1/prefetch (GET, POST, DELETE); the mirror POST /v1/prefetch and /v1/pins
-// (GET, POST, DELETE). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
+// hold a link), /v1/hosts and /v1/prefetch (GET, POST, DELETE); the mirror POST /v1/prefetch, /v1/pins
+// (GET, POST, DELETE) and /v1/check (how seeders and registries answer it now). Any address may have port 0: the daemon then takes a free port and logs it, in a line with the message "listening" and the keys addr and peer_addr.
 //
 // With --tls-cert, --tls-key and --tls-ca the seeder speaks HTTPS and answers only who shows a certificate of that CA, but for health
 // and metrics; BitTorrent on both is inside mutual TLS. The mirror's own HTTP, for the engines of its host, stays as it is;
