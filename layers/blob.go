@@ -41,7 +41,10 @@ func (b *Blob) ReadAt(buf []byte, off int64) (int, error) {
 		}
 	}
 	n, err := b.file.ReadAt(buf, off)
-	if b.entry.shelved && n > 0 && !b.stillRight(off, int64(n)) {
+	if !b.entry.shelved {
+		return n, b.store.read(err)
+	}
+	if n > 0 && !b.stillRight(off, int64(n)) {
 		return 0, fmt.Errorf("blob %s at %d: %w", b.Digest(), off, errLost)
 	}
 	return n, err

@@ -272,7 +272,7 @@ func (r *checkedReader) WriteTo(w io.Writer) (written int64, err error) {
 			err = fmt.Errorf("read blob %s at %d: %w", r.blob.Digest(), r.off, errLost)
 		}
 		if err != nil {
-			return written, err
+			return written, r.blob.store.read(err)
 		}
 	}
 	return written, nil

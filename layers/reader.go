@@ -102,7 +102,7 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 			err = r.readError(io.EOF)
 		}
 		if err != nil {
-			return written, err
+			return written, r.p.store.read(err)
 		}
 	}
 }
@@ -141,7 +141,8 @@ func (r *reader) readFile(b []byte, off int64) (int, error) {
 	if r.blob != nil && r.blob.entry.shelved {
 		return r.blob.ReadAt(b, off)
 	}
-	return r.file.ReadAt(b, off)
+	n, err := r.file.ReadAt(b, off)
+	return n, r.p.store.read(err)
 }
 
 // advance notes that n bytes have been given out.

@@ -64,6 +64,14 @@ func (s *Store) ail(err error) {
 	}
 }
 
+// read notes if err, of a read of the store's own files, is the disk's failure, and returns it.
+func (s *Store) read(err error) error {
+	if DiskFailed(err) {
+		s.ail(err)
+	}
+	return err
+}
+
 // works notes that the disk has taken a blob.
 func (s *Store) works() {
 	s.trouble.mu.Lock()
