@@ -81,12 +81,16 @@ hints: ## what might be better; never fails
 	go tool staticcheck -checks=inherit,ST1000,ST1003,ST1020,ST1021,ST1022 ./... || true
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZTIME
+fuzz: ## each fuzz target for FUZZTIME; `make corpus` keeps what it finds
 	for pkg in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$pkg"; \
 		done; \
 	done
+
+.PHONY: corpus
+corpus: ## keeps in testdata/fuzz, which `go test` runs, the few inputs of what fuzzing found here that reach most
+	go run ./integration/corpus ./...
 
 # The benchmarks print one line each, with a ratio; none fails for being slow.
 BENCH = MURDER_BENCH=1 go test -count=1 -timeout 60m -v -run

@@ -8,7 +8,7 @@ set -euo pipefail
 wanted=(
 	docker-registry:docker-registry containerd:containerd runc:runc dockerd:docker.io docker:docker.io
 	podman:podman skopeo:skopeo aria2c:aria2 nginx:nginx-light gcc:gcc
-	chromium:chromium node:nodejs npm:npm
+	chromium:chromium node:nodejs npm:npm mkfs.ext4:e2fsprogs systemd-analyze:systemd
 )
 PATH=$PATH:/usr/sbin:/sbin
 
