@@ -554,3 +554,62 @@ func TestTricklingPeersHoldUpNobody(t *testing.T) {
 		}
 	}
 }
+
+// A piece of which one of several has sent a wrong part is had of one peer at a time: who
+// takes it over from another is not joined by a third, who might spoil it again.
+func TestSuspectPieceComesFromOne(t *testing.T) {
+	blob, _ := testBlob(1<<20, 75)
+	m := fill(t, testStore(t), blob)
+	h := newHost(t, Config{})
+	p, _ := h.begun(t, m)
+	x := h.lookup(m.Digest())
+	wait(t, "what is on disk is known", p.Checked())
+	for _, sent := range []int{0, 1} { // chunks that the first has sent before another takes over
+		piece := uint32(sent)
+		in := make([]*peer, 3)
+		for k := range in {
+			id := [20]byte{'s', byte(sent), byte(k)}
+			s := callFrom(t, "127.0.0.9", h, m.InfoHash(), id)
+			defer s.Close()
+			go func() { _, _ = io.Copy(io.Discard, s) }()
+			hello := appendSignal(nil, pp.Unchoke)
+			if k == 0 {
+				hello = appendHave(hello, int(piece))
+			}
+			s.say(hello)
+			eventually(t, "it is in, and asked", func() bool {
+				x.mu.Lock()
+				defer x.mu.Unlock()
+				in[k] = x.peers[id]
+				return in[k] != nil && in[k].source != nil && !in[k].choking && (k > 0 || in[k].asking(int(piece)) != nil)
+			})
+			if k == 0 && sent > 0 {
+				s.say(chunkOf(piece, 0, make([]byte, minChunk)))
+				eventually(t, "a part of it is here", func() bool {
+					x.mu.Lock()
+					defer x.mu.Unlock()
+					pc := x.arriving[int(piece)]
+					return pc.got.has(0) && pc.writes == 0
+				})
+			}
+		}
+		func() {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			x.suspects[int(piece)] = true
+			x.leech.Have(in[1].source, int(piece))
+			x.leech.Have(in[2].source, int(piece))
+			i, ok := x.leech.Next(in[1].source, x.now()+5*time.Second) // the first is late
+			if !ok || i != int(piece) {
+				t.Fatalf("%d sent: the second is asked for %d, %v", sent, i, ok)
+			}
+			x.ask(in[1], i)
+			if i, ok := x.leech.Next(in[2].source, x.now()); ok {
+				t.Errorf("%d sent: the third is asked for %d as well", sent, i)
+			}
+			if in[0].asking(i) != nil {
+				t.Errorf("%d sent: the first is waited for still", sent)
+			}
+		}()
+	}
+}

@@ -67,8 +67,9 @@ func (x *exchange) pump(p *peer) {
 // ask notes piece i as asked of p. Its chunks are asked for one by one.
 func (x *exchange) ask(p *peer, i int) {
 	pc := x.arriving[i]
-	if pc != nil && x.suspects[i] && pc.mixes(p.id) {
+	if pc != nil && x.suspects[i] && (len(pc.asks) > 0 || pc.mixes(p.id)) {
 		x.discard(pc)
+		x.leech.Ask(p.source, i, x.now()) // it has been forgotten with the others
 		pc = x.arriving[i]
 	}
 	if pc == nil {

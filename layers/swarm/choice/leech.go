@@ -272,6 +272,13 @@ func (l *Leech) Next(p *Peer, now time.Duration) (piece int, ok bool) {
 	return piece, ok
 }
 
+// Ask notes that p is asked for piece i, although Next did not say so.
+func (l *Leech) Ask(p *Peer, i int, now time.Duration) {
+	if !p.gone && p.find(i) < 0 && l.lacked.has(i) {
+		l.ask(p, i, now)
+	}
+}
+
 // choose picks among the pieces that were asked of nobody.
 func (l *Leech) choose(p *Peer, now time.Duration) (int, bool) {
 	if p.kind == Far && l.near > 0 {
