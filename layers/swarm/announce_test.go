@@ -2,12 +2,14 @@ package swarm
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -257,4 +259,30 @@ func TestATrackerThatHangsHoldsUpNoOther(t *testing.T) {
 	if n := hanging.Load(); n > 2*announces {
 		t.Errorf("%d announces were made to the tracker that hangs meanwhile", n)
 	}
+}
+
+// A host that was told of dead ones asks for others while it still tries those.
+func TestDeadPeersAreNotWaitedFor(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(1<<20, 76)
+	m := fill(t, testStore(t), blob)
+	for k := range enoughPeers {
+		tr.announced(hashString(m), netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(k)}), 9), eventStarted)
+	}
+	refused := make(chan struct{}, 100)
+	h := newHost(t, Config{Dial: func(context.Context, netip.AddrPort) (net.Conn, error) {
+		refused <- struct{}{}
+		return nil, syscall.ECONNREFUSED
+	}})
+	h.begun(t, m, tr.url)
+	for range enoughPeers {
+		<-refused
+	}
+	x := h.lookup(m.Digest())
+	eventually(t, "others are asked for while those are tried", func() bool {
+		wants := x.wants()
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return wants == enoughPeers && len(x.candidates) == enoughPeers
+	})
 }

@@ -74,14 +74,21 @@ func (x *exchange) connected(addr netip.AddrPort) bool {
 	return false
 }
 
-// wants is how many more peers are of use.
+// wants is how many more peers are of use. Who could not be reached once may be dead, and
+// is not waited for.
 func (x *exchange) wants() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.leech == nil || x.left {
 		return 0
 	}
-	return max(0, enoughPeers-len(x.peers)-len(x.candidates))
+	coming := 0
+	for _, c := range x.candidates {
+		if c.tried == 0 || c.tried == 1 && c.dialing {
+			coming++
+		}
+	}
+	return max(0, enoughPeers-len(x.peers)-coming)
 }
 
 // lacks is how many bytes of the blob are missing, as trackers are told; 0 is whole.
