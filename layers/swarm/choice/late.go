@@ -134,8 +134,12 @@ func (l *Leech) overdue(p *Peer, idle bool) (int, bool) {
 		return 0, false
 	}
 	for _, f := range l.fronts {
-		for i := f; i < l.pieces && (idle || i < f+window); i++ {
-			if l.lacked.has(i) && p.has.has(i) && l.leftToTardy(i) {
+		end := l.pieces
+		if !idle {
+			end = min(f+window, end)
+		}
+		for i, ok := l.lacked.firstIn(p.has, f, end); ok; i, ok = l.lacked.firstIn(p.has, i+1, end) {
+			if l.leftToTardy(i) {
 				return i, true
 			}
 		}
