@@ -78,16 +78,22 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	req.Authorization = r.Header.Get("Authorization")
-	err = h.answer(w, r, req)
-	if TurnedAway(err) && req.HostInPath && req.Authorization != "" {
-		// The credentials answer another registry's challenge (see
-		// Request.HostInPath). What anyone may have needs none.
-		req.Authorization = ""
-		if h.answer(w, r, req) == nil {
-			return nil
+	if req.Authorization != "" && h.elsewhere(req) {
+		anyone := req
+		anyone.Authorization = ""
+		if err := h.answer(w, r, anyone); !TurnedAway(err) && !hasStatus(err, http.StatusNotFound) {
+			return err
 		}
 	}
-	return err
+	return h.answer(w, r, req)
+}
+
+// elsewhere tells of a request for another registry's content whose credentials, if any, an
+// engine may have for the default one (see Request.HostInPath). Only who wants some and has
+// nothing for anyone is shown them.
+func (h *Handler) elsewhere(req Request) bool {
+	byDefault, err := ParseHost(h.DefaultHost)
+	return req.HostInPath && (err != nil || req.Repo.Host != byDefault)
 }
 
 // answer either returns an error before anything is sent, or sends.

@@ -381,28 +381,40 @@ func TestEndedRequestIsCut(t *testing.T) {
 }
 
 // An engine that pulls mirror/HOST/REPO answers the challenge of the default
-// registry; what HOST gives to anyone must not be lost by that.
-func TestHostInPathIsAskedAgainWithoutCredentials(t *testing.T) {
-	for _, refusal := range []int{401, 403} {
-		m := &memory{manifest: []byte("{}")}
+// registry. HOST is not shown what is that one's, as long as it has for anyone what is
+// asked for, nor is that lost by credentials which are not HOST's.
+func TestHostInPathIsNotShownTheDefaultsCredentials(t *testing.T) {
+	m := &memory{manifest: []byte("{}")}
+	base := serveBackend(t, m)
+	for path, want := range map[string]string{
+		"/v2/ghcr.io/a/manifests/v1":     "",
+		"/v2/docker.io/a/b/manifests/v1": "Bearer x",
+		"/v2/a/b/manifests/v1":           "Bearer x",
+		"/v2/a/manifests/v1?ns=ghcr.io":  "Bearer x",
+	} {
+		before := len(m.requests())
+		if resp, _ := mustAsk(t, "GET", base+path, "Authorization", "Bearer x"); resp.StatusCode != 200 {
+			t.Errorf("GET %s = %d", path, resp.StatusCode)
+		}
+		if asked := m.requests()[before:]; len(asked) != 1 || asked[0].Authorization != want {
+			t.Errorf("GET %s was asked as %+v, want once with %q", path, asked, want)
+		}
+	}
+	for _, refusal := range []int{401, 403, 404} {
 		m.refusal = func(req Request) error {
-			if req.Authorization != "" {
-				return newError(refusal, CodeUnauthorized, "not ours")
+			if req.Authorization == "" {
+				return newError(refusal, CodeUnauthorized, "private")
 			}
 			return nil
 		}
-		base := serveBackend(t, m)
 		if resp, _ := mustAsk(t, "GET", base+"/v2/ghcr.io/a/manifests/v1", "Authorization", "Bearer x"); resp.StatusCode != 200 {
-			t.Errorf("GET with a token that is not ghcr.io's = %d after a %d, want 200", resp.StatusCode, refusal)
-		}
-		if resp, _ := mustAsk(t, "GET", base+"/v2/a/manifests/v1?ns=ghcr.io", "Authorization", "Bearer x"); resp.StatusCode != refusal {
-			t.Errorf("GET with a bad token = %d, want %d", resp.StatusCode, refusal)
+			t.Errorf("GET of what is private to ghcr.io = %d after a %d, want 200", resp.StatusCode, refusal)
 		}
 	}
 }
 
-// What is private to the host gets the first refusal, for the credentials.
-func TestHostInPathKeepsTheFirstRefusal(t *testing.T) {
+// The refusal that counts is that of the credentials.
+func TestHostInPathIsRefusedByCredentials(t *testing.T) {
 	m := &memory{refusal: func(req Request) error {
 		return &Error{Status: 401, Code: CodeUnauthorized, Message: "with " + req.Authorization}
 	}}
