@@ -178,7 +178,7 @@ func (s *Store) Begun(d digest.Digest, origin string) int64 {
 	case r.arrival != nil:
 		return 0
 	}
-	if from, err := os.ReadFile(s.partialPath(d) + originSuffix); err != nil || string(from) != origin {
+	if from, err := readSmall(s.partialPath(d)+originSuffix, maxOrigin); err != nil || string(from) != origin {
 		return 0
 	}
 	if _, err := os.Lstat(s.partialPath(d) + torrentSuffix); !errors.Is(err, fs.ErrNotExist) {
@@ -239,6 +239,9 @@ func (s *Store) openArrival(d digest.Digest, size int64, origin string) (*arriva
 	return a, nil
 }
 
+// maxOrigin bounds the name of an origin in bytes.
+const maxOrigin = 1 << 10
+
 // create begins an arrival with an empty file.
 func (s *Store) create(d digest.Digest, size int64, origin string) (*arrival, error) {
 	if err := errors.Join(s.weighPins(), s.fits(size)); err != nil {
@@ -266,7 +269,7 @@ func (s *Store) reopen(r *rest, d digest.Digest, size int64, origin string) (*ar
 	if r == nil || r.arrival != nil && (r.arrival.size != size || r.arrival.origin != origin) {
 		return nil, nil
 	}
-	if from, err := os.ReadFile(s.partialPath(d) + originSuffix); err != nil || string(from) != origin {
+	if from, err := readSmall(s.partialPath(d)+originSuffix, maxOrigin); err != nil || string(from) != origin {
 		return nil, nil
 	}
 	f, err := os.OpenFile(s.partialPath(d), os.O_RDWR, 0)

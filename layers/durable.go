@@ -14,6 +14,19 @@ const tempPrefix = "tmp-"
 // do not show, pooled so that memory does not grow with the count of blobs.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &b }}
 
+// readSmall returns the content of a file of ours, unless what lies there is none, or larger
+// than any of its kind: to read that could take all memory, or for ever.
+func readSmall(path string, most int64) ([]byte, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > most {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, most)
+	}
+	return os.ReadFile(path)
+}
+
 // writeFile gives content the name path, all of it or nothing: it is written to a new
 // file in tempDir, which must be on the same file system, and renamed when it is on
 // disk. A crash leaves the old file or the new one.

@@ -564,6 +564,24 @@ func TestRubbishInPlaceOfFiles(t *testing.T) {
 		}
 		s.Close()
 	}
+	s = openStore(t, StoreConfig{Dir: dir})
+	other := sha256Of(content(32, 3<<20))
+	p, err := s.Partial(other, 3<<20, "reg.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Append(content(32, 3<<20)[:2<<20]); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := os.Truncate(s.partialPath(other)+originSuffix, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, StoreConfig{Dir: dir})
+	if p, err := s.Partial(other, 3<<20, "reg.example"); err != nil || p.Received() != 0 {
+		t.Errorf("a blob begun by nobody knows whom is gone on with: %v", err)
+	}
+	s.Close()
 	if err := os.Truncate(s.blobPath(d), 0); err != nil {
 		t.Fatal(err)
 	}

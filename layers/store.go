@@ -330,10 +330,7 @@ func (s *Store) hash(d digest.Digest) (*Metainfo, error) {
 // readMetainfo returns the metainfo of d saved at path, or nil if there is none that
 // is sound: it can be had again.
 func readMetainfo(path string, d digest.Digest, size int64) *Metainfo {
-	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxMetainfo {
-		return nil
-	}
-	b, err := os.ReadFile(path)
+	b, err := readSmall(path, maxMetainfo)
 	if err != nil {
 		return nil
 	}
