@@ -3,10 +3,8 @@ package integration
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 )
 
@@ -46,34 +44,6 @@ func TestWithoutRoot(t *testing.T) {
 	for range 2 {
 		if _, err := pullImage(t, start("mirror", seeder.URL()), reg.Addr, bigRepo, fixtureTag); err != nil {
 			t.Error(err)
-		}
-	}
-}
-
-// TestSystemdUnits has systemd read the units and judge what they leave to the daemons.
-func TestSystemdUnits(t *testing.T) {
-	needs(t, "systemd-analyze")
-	for _, role := range []string{"mirror", "seeder"} {
-		content, err := os.ReadFile(filepath.Join("..", "deploy", "systemd", "murder-"+role+".service"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		unit := filepath.Join(newRoot(t), "murder-"+role+".service")
-		const installed = "/usr/local/bin/murder"
-		if !strings.Contains(string(content), "\nExecStart="+installed+" "+role+"\n") {
-			t.Errorf("%s starts something else", unit)
-		}
-		writeFile(t, unit, strings.Replace(string(content), "ExecStart="+installed, "ExecStart="+murderProgram(t), 1))
-		for _, args := range [][]string{{"verify", "--man=no", unit}, {"security", "--offline=true", "--threshold=20", unit}} {
-			out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
-			if err != nil || args[0] == "verify" && len(out) > 0 {
-				t.Errorf("systemd-analyze %v: %v\n%s", args, err, out)
-			}
-		}
-		for _, line := range []string{"CapabilityBoundingSet=", "NoNewPrivileges=yes", "ProtectSystem=strict", "DynamicUser=yes", "StateDirectory=murder/" + role} {
-			if !strings.Contains(string(content), "\n"+line+"\n") {
-				t.Errorf("%s lacks %s", unit, line)
-			}
 		}
 	}
 }
