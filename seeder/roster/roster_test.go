@@ -266,6 +266,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		again, err := Parse(n.String())
+		n.url.RawPath, again.url.RawPath = "", "" // one says of bytes that need no escape that they had none
 		if err != nil || again != n {
 			t.Errorf("Parse(%q) = %v, which is read as %v, %v", text, n, again, err)
 		}
