@@ -83,7 +83,7 @@ func bootSystemd(t *testing.T, on *netlab.Machine, reg string) *systemdHost {
 	cgroup := filepath.Base(root)
 	h.holder = startProcess(t, processConfig{Name: "systemd", Args: []string{"sh", "-c", systemdBoot, "sh", root, cgroup}, OwnMounts: true, On: on})
 	t.Cleanup(func() {
-		h.holder.Kill() // SIGTERM means something else to it
+		h.holder.Kill()                                           // SIGTERM means something else to it
 		waitUntil(t, "systemd's cgroups are gone", func() error { // once its last process is
 			tidy := exec.Command("sh", "-c", `mount -t cgroup2 cgroup2 "$1" && { [ ! -d "$1/$2" ] || find "$1/$2" -depth -type d -exec rmdir {} +; }`,
 				"sh", filepath.Join(root, "cgroup"), cgroup)
