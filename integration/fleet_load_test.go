@@ -73,3 +73,32 @@ func TestFleetLoadsIntoContainerd(t *testing.T) {
 		})
 	}
 }
+
+// TestFleetLoadsByCRI: the engine pulls on the mirror's word, a private image with the password of the order, and the registry sends nothing twice.
+func TestFleetLoadsByCRI(t *testing.T) {
+	for name, programs := range map[string]func(testing.TB) containerdPrograms{"1.6": debianContainerd, "2": newContainerd} {
+		t.Run(name, func(t *testing.T) {
+			c := startContainerd(t, programs(t))
+			images := loadFixtures(t)
+			f := &fleetOf{fleet: startFleet(t, fleetConfig{
+				Registry: registryConfig{Storage: images.Storage, Users: map[string]string{"alice": "secret"}}, Certs: newCerts(t),
+				Mirrors: 1, MirrorFlags: []string{"--load-into", "cri=unix://" + c.socket},
+			})}
+			c.Mirror(t, f.Registry.Addr, f.Mirrors[0].Addr)
+			f.waitLinked(t, 1)
+			ref := f.Registry.Addr + "/" + privateRepo + ":" + fixtureTag
+			done := logTime(t, "murder prefetch --fleet --load")
+			f.prefetch(t, dockerLogin(t, f.Registry.Addr, "alice:secret"), "--load", ref).must(t, "loaded", 0, 1)
+			done()
+			f.checkEachBlobOnce(t, allBlobs(t, images.Private)...)
+			config, err := images.Private.ConfigName()
+			if err != nil {
+				t.Fatal(err)
+			}
+			status, err := c.images.ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}})
+			if err != nil || status.GetImage().GetId() != config.String() {
+				t.Errorf("the kubelet is told %v (%v) of %s, want %s", status, err, ref, config)
+			}
+		})
+	}
+}

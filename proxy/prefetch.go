@@ -188,6 +188,12 @@ func (m *Mirror) request(image PrefetchImage) (req registry.Request, name string
 	return req, name, err
 }
 
+// ImageName is what an image is called in full, as docker.io/library/app:1: engines have a default registry of their own.
+func (m *Mirror) ImageName(image PrefetchImage) (string, error) {
+	_, name, err := m.request(image)
+	return name, err
+}
+
 // prefetch brings one image: manifests, configs and layers. It is pinned when it is here,
 // if pin is set; until then nothing of it goes for the rest.
 func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, pin bool, send func(PrefetchEvent)) error {

@@ -21,7 +21,7 @@ func mirrorFlags() []cli.Flag {
 		listOf("seeder", "`URL` of a seeder, as http://HOST:7070 (repeatable), or of several: a HOST with several addresses, or srv+http://NAME for SRV records _murder._tcp.NAME; names are looked up again and again", checkSeeder),
 		textOf("host-name", "", "`NAME` by which the fleet knows this host (default: the system's)", checkHostName),
 		listOf("label", "`KEY=VALUE` that orders to the fleet may ask for (repeatable)", checkLabel),
-		typed("load-into", "", "`ENGINE` that takes images when an order says --load: docker or containerd (by its ctr), or either with its socket as docker=/var/run/docker.sock", parseLoader),
+		typed("load-into", "", "`ENGINE` that takes images when an order says --load: docker, containerd (by its ctr) or cri (any of Kubernetes, which pulls them through this mirror), or one with its socket as cri=/run/crio/crio.sock", parseLoader),
 		allowHostFlag(),
 		textOf("engine-store", "", "`DIR` of containerd's content store, as /var/lib/containerd/io.containerd.content.v1.content: layers that are there are shared from there, and the cache keeps no copy", nil),
 	}, daemonFlags(daemonDefaults{

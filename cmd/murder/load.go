@@ -12,28 +12,38 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/murderp2p/murder/proxy"
 )
 
-// loader has an engine take images out of the mirror's cache; the engine asks nobody for them.
+// loader has an engine take images out of the mirror's cache. Docker and containerd are handed them and ask nobody; by CRI the engine is told
+// to pull, and asks its mirror.
 type loader struct {
-	engine string // "docker" or "containerd"; "" for none
+	engine string // a key of engineSockets; "" for none
 	socket string
 }
 
 // engineSockets are where engines listen unless told otherwise.
-var engineSockets = map[string]string{"docker": "/var/run/docker.sock", "containerd": "/run/containerd/containerd.sock"}
+var engineSockets = map[string]string{
+	"docker":     "/var/run/docker.sock",
+	"containerd": "/run/containerd/containerd.sock",
+	"cri":        "/run/containerd/containerd.sock",
+}
 
-// parseLoader reads ENGINE or ENGINE=SOCKET.
+// parseLoader reads ENGINE or ENGINE=SOCKET. A socket may be written as the kubelet and docker have it, unix:///run/x.sock.
 func parseLoader(s string) (loader, error) {
 	engine, socket, _ := strings.Cut(s, "=")
 	byDefault, known := engineSockets[engine]
 	if !known {
-		return loader{}, errors.New("it is docker or containerd, or either with its socket, as containerd=/run/containerd/containerd.sock")
+		return loader{}, errors.New("it is docker, containerd or cri, or one of them with its socket, as cri=/run/crio/crio.sock")
 	}
-	return loader{engine, cmp.Or(socket, byDefault)}, nil
+	socket = cmp.Or(strings.TrimPrefix(socket, "unix://"), byDefault)
+	if !filepath.IsAbs(socket) {
+		return loader{}, fmt.Errorf("socket %q is no absolute path", socket)
+	}
+	return loader{engine, socket}, nil
 }
 
 // maxSaid bounds what is read of an engine's own words, in bytes.
@@ -53,10 +63,7 @@ func (l loader) load(ctx context.Context, export func(io.Writer) error) error {
 	if exportErr := <-fed; exportErr != nil && !errors.Is(exportErr, io.ErrClosedPipe) && (err == nil || !errors.Is(exportErr, err)) {
 		return exportErr
 	}
-	if err != nil {
-		return fmt.Errorf("%s at %s: %w", l.engine, l.socket, err)
-	}
-	return nil
+	return l.blame(err)
 }
 
 func (l loader) take(ctx context.Context, archive io.Reader) error {
@@ -125,10 +132,28 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 // loadAll loads the images of an order.
 func (l loader) loadAll(ctx context.Context, mirror *proxy.Mirror, images []proxy.PrefetchImage) error {
 	for _, image := range images {
-		err := l.load(ctx, func(w io.Writer) error { return mirror.Export(ctx, image, w) })
-		if err != nil {
+		if err := l.loadOne(ctx, mirror, image); err != nil {
 			return fmt.Errorf("load %s: %w", image.Ref, err)
 		}
 	}
 	return nil
+}
+
+func (l loader) loadOne(ctx context.Context, mirror *proxy.Mirror, image proxy.PrefetchImage) error {
+	if l.engine != "cri" {
+		return l.load(ctx, func(w io.Writer) error { return mirror.Export(ctx, image, w) })
+	}
+	name, err := mirror.ImageName(image)
+	if err != nil {
+		return err
+	}
+	return l.blame(l.cri(ctx, name, image))
+}
+
+// blame says which engine an error is of.
+func (l loader) blame(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%s at %s: %w", l.engine, l.socket, err)
+	}
+	return err
 }

@@ -15,15 +15,17 @@ import (
 
 func TestParseLoader(t *testing.T) {
 	for text, want := range map[string]loader{
-		"docker":                 {"docker", "/var/run/docker.sock"},
-		"containerd":             {"containerd", "/run/containerd/containerd.sock"},
-		"containerd=/run/x.sock": {"containerd", "/run/x.sock"},
+		"docker":                         {"docker", "/var/run/docker.sock"},
+		"containerd":                     {"containerd", "/run/containerd/containerd.sock"},
+		"containerd=/run/x.sock":         {"containerd", "/run/x.sock"},
+		"cri":                            {"cri", "/run/containerd/containerd.sock"},
+		"cri=unix:///run/crio/crio.sock": {"cri", "/run/crio/crio.sock"},
 	} {
 		if got, err := parseLoader(text); got != want || err != nil {
 			t.Errorf("parseLoader(%s) = %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "podman", "=/run/x.sock", "Docker"} {
+	for _, text := range []string{"", "podman", "=/run/x.sock", "Docker", "cri=crio.sock", "cri=tcp://10.0.0.1:1"} {
 		if got, err := parseLoader(text); err == nil {
 			t.Errorf("parseLoader(%q) = %v, want an error", text, got)
 		}
