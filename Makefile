@@ -46,7 +46,7 @@ test-short: ## what needs nothing installed, no root and little time; without th
 # A module of its own, with Helm and Kubernetes' types in it.
 .PHONY: test-deploy
 test-deploy: ## the Helm chart, the dashboard, the alerts, against the real binary
-	cd deploy/check && go vet ./... && go test -json ./... | go run -C ../.. ./integration/report
+	staticcheck=$$(go tool -n staticcheck); cd deploy/check && go vet ./... && $$staticcheck ./... && go test -json ./... | go run -C ../.. ./integration/report
 
 .PHONY: test-programs
 test-programs: ## installs the programs the tests drive, as root on Debian
