@@ -11,13 +11,17 @@ import (
 
 // scratch is the container image, as far as a folder can be one: a root file system with the static binary and nothing else, read-only but
 // for the mounts that a pod gives it.
-type scratch struct{ root, node string }
+type scratch struct {
+	root, node string
+	sees       map[string]string // folders of the node that it may read, by where they are in there
+	groups     string            // that it is in besides its own
+}
 
 func newScratch(t *testing.T) scratch {
 	t.Helper()
 	needs(t, "setpriv", "chroot", "unshare", "docker-registry")
 	needsRoot(t)
-	s := scratch{root: newRoot(t), node: newRoot(t)}
+	s := scratch{root: newRoot(t), node: newRoot(t)} // with mount points that not all pods use
 	// At the path of the other binary, which startDaemon names; that one may have the race detector, and then is not static.
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(s.root, murderProgram(t)), "github.com/murderp2p/murder/cmd/murder")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -26,6 +30,11 @@ func newScratch(t *testing.T) scratch {
 	}
 	if err := os.Chmod(s.root, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, mount := range []string{"engine", "content"} {
+		if err := os.Mkdir(filepath.Join(s.root, mount), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, mount := range []string{"data", "certs"} {
 		for _, dir := range []string{filepath.Join(s.root, mount), filepath.Join(s.node, mount)} { // root's alone, as the kubelet makes it
@@ -45,9 +54,13 @@ func (s scratch) through(uid int, mounts ...string) []string {
 	for _, m := range mounts {
 		script += fmt.Sprintf("mount --bind %q %q\n", filepath.Join(s.node, m), filepath.Join(s.root, m))
 	}
+	for at, dir := range s.sees {
+		at = filepath.Join(s.root, at)
+		script += fmt.Sprintf("mount --bind %q %q\nmount -o remount,ro,bind %q\n", dir, at, at)
+	}
 	script += `shift; exec "$@"`
 	return []string{"unshare", "--mount", "sh", "-c", script, "sh", s.root, "setpriv", "--bounding-set=-all,+setuid,+setgid,+sys_chroot", "--inh-caps=-all", "--no-new-privs",
-		"chroot", fmt.Sprintf("--userspec=%d:65534", uid), "--groups=", s.root}
+		"chroot", fmt.Sprintf("--userspec=%d:65534", uid), "--groups=" + s.groups, s.root}
 }
 
 // TestPod does what the Helm chart's pod does, container by container, with the rights that it gives them: the data folder is made ready,
@@ -90,4 +103,37 @@ func TestPod(t *testing.T) {
 	if left, err := os.ReadDir(filepath.Join(s.node, "certs")); err != nil || len(left) > 0 {
 		t.Errorf("after the pod, %v is left, %v", left, err)
 	}
+}
+
+// TestPodAndItsEngine: a mirror in such a pod, nobody, but in root's group, to which the engine's folders are read-only, has containerd pull by
+// CRI, and then shares the layers from where containerd keeps them.
+func TestPodAndItsEngine(t *testing.T) {
+	s := newScratch(t)
+	images := loadFixtures(t)
+	c := startContainerd(t, newContainerd(t))
+	if err := os.Chmod(c.root, 0o711); err != nil { // as /run/containerd is
+		t.Fatal(err)
+	}
+	s.groups = "0"
+	s.sees = map[string]string{"engine": c.root, "content": c.contentStore()}
+	data := filepath.Join(s.node, "data")
+	if err := os.Chown(data, 65534, -1); err != nil {
+		t.Fatal(err)
+	}
+	f := &fleetOf{fleet: startFleet(t, fleetConfig{Registry: registryConfig{Storage: images.Storage}})}
+	ref := f.Registry.Addr + "/" + bigRepo + ":" + fixtureTag
+	m := startDaemon(t, "mirror", daemonConfig{
+		Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, Default: f.name(), DataDir: "/data/mirror", Through: s.through(65534, "data"),
+		Flags: []string{"--load-into=cri=/engine/containerd.sock", "--engine-store=/content"},
+	})
+	c.Mirror(t, f.Registry.Addr, m.Addr)
+	f.waitLinked(t, 1)
+	f.prefetch(t, nil, "--load", ref).must(t, "loaded", 0, 1)
+	f.checkEachBlobOnce(t, allBlobs(t, images.Big.Images["linux/amd64"])...)
+	waitUntil(t, "what containerd has is shared from there, and the pod's folder is empty", func() error {
+		if blobs := diskUsed(t, data); shelfBytes(t, m) == 0 || blobs > 1<<20 {
+			return fmt.Errorf("%d bytes are, and it takes %d", shelfBytes(t, m), blobs)
+		}
+		return nil
+	})
 }

@@ -61,6 +61,8 @@ mirror:
   cacheSize: 50GiB
   uploadLimit: 1Gbit
   downloadLimit: 100MiB
+  criSocket: /run/crio/crio.sock
+  engineStore: /srv/containerd/io.containerd.content.v1.content
   labels: {pool: gpu}
   podAnnotations: {a: b}
   affinity: {nodeAffinity: {}}
@@ -187,6 +189,15 @@ func containers(pod core.PodSpec) []core.Container {
 	return slices.Concat(pod.InitContainers, pod.Containers)
 }
 
+// leadsContainerd is the mirror's sidecar that leads containerd to it, if there is one.
+func leadsContainerd(pod core.PodSpec) (c core.Container, ok bool) {
+	i := slices.IndexFunc(pod.InitContainers, func(c core.Container) bool { return c.Name == "containerd" })
+	if i < 0 {
+		return c, false
+	}
+	return pod.InitContainers[i], true
+}
+
 func TestLint(t *testing.T) {
 	for name, values := range valueSets {
 		set := map[string]any{}
@@ -277,13 +288,75 @@ func TestHostPaths(t *testing.T) {
 					if mount.Name == "certs" != (c.Name == "containerd") {
 						t.Errorf("%s/%s sees %s", role, c.Name, paths[mount.Name])
 					}
+					if engines := strings.HasPrefix(mount.Name, "engine"); engines && (c.Name != "mirror" || !mount.ReadOnly) {
+						t.Errorf("%s/%s sees %s of the engine, read-only %v", role, c.Name, paths[mount.Name], mount.ReadOnly)
+					}
 				}
 			}
+			delete(paths, "engine") // only if asked for: TestEngine
+			delete(paths, "engine-store")
 			if role == "seeder" && len(paths) > 0 || len(paths) > 2 {
 				t.Errorf("%s touches %v", role, paths)
 			}
 		}
 	})
+}
+
+// TestSidecar: containerd is led to the mirror by an init container that stays, and so ends, and puts the node back, whenever the pod ends.
+func TestSidecar(t *testing.T) {
+	eachSet(t, func(t *testing.T, m *manifests) {
+		pod := m.mirror.Spec.Template.Spec
+		if len(pod.Containers) != 1 {
+			t.Errorf("%d containers beside the mirror", len(pod.Containers)-1)
+		}
+		for _, c := range pod.InitContainers {
+			stays := c.RestartPolicy != nil && *c.RestartPolicy == core.ContainerRestartPolicyAlways
+			if holds := slices.Contains(c.Args, "--hold"); stays != holds {
+				t.Errorf("%s: it stays: %v, Kubernetes is told so: %v", c.Name, holds, stays)
+			}
+		}
+		if last := pod.InitContainers[len(pod.InitContainers)-1]; len(pod.InitContainers) > 1 && last.Name != "containerd" {
+			t.Errorf("%s is made ready after containerd has been led to the mirror", last.Name)
+		}
+	})
+}
+
+// TestEngine: the mirror finds the engine's socket and store where its flags say, is in the group whose the socket is, and not root; and
+// none of it unasked.
+func TestEngine(t *testing.T) {
+	hostPaths := func(pod core.PodSpec) map[string]string {
+		paths := map[string]string{}
+		for _, v := range pod.Volumes {
+			if v.HostPath != nil {
+				paths[v.Name] = v.HostPath.Path
+			}
+		}
+		return paths
+	}
+	pod := mustRender(t, everything).mirror.Spec.Template.Spec
+	mirror, paths := pod.Containers[0], hostPaths(pod)
+	if got, want := flagOf(mirror, "load-into"), "cri="+mountOf(mirror, "engine")+"/crio.sock"; got != want || paths["engine"] != "/run/crio" {
+		t.Errorf("--load-into = %s, want %s; it is mounted from %s", got, want, paths["engine"])
+	}
+	if got, want := flagOf(mirror, "engine-store"), mountOf(mirror, "engine-store"); got != want || paths["engine-store"] != "/srv/containerd/io.containerd.content.v1.content" {
+		t.Errorf("--engine-store = %s, want %s; it is mounted from %s", got, want, paths["engine-store"])
+	}
+	if groups := pod.SecurityContext.SupplementalGroups; !slices.Equal(groups, []int64{0}) {
+		t.Errorf("groups = %v, and the socket is root's group's", groups)
+	}
+	if o := mirror.SecurityContext.SELinuxOptions; o == nil || o.Type != "spc_t" {
+		t.Errorf("SELinux keeps the mirror from the engine: %v", o)
+	}
+	for _, m := range mirror.VolumeMounts { // a copy of containers' mounts that the node has let go of would keep their disks busy
+		if m.Name == "engine" && (m.MountPropagation == nil || *m.MountPropagation != core.MountPropagationHostToContainer) {
+			t.Errorf("mounts propagate by %v", m.MountPropagation)
+		}
+	}
+	pod = mustRender(t, valueSets["default"]).mirror.Spec.Template.Spec
+	mirror, paths = pod.Containers[0], hostPaths(pod)
+	if flagOf(mirror, "load-into")+flagOf(mirror, "engine-store")+paths["engine"]+paths["engine-store"] != "" || len(pod.SecurityContext.SupplementalGroups) > 0 {
+		t.Errorf("unasked: %v %v %v", mirror.Args, paths, pod.SecurityContext.SupplementalGroups)
+	}
 }
 
 // TestEveryNode: the mirror is where pulls are, before and after anything else.
@@ -351,7 +424,7 @@ func TestPorts(t *testing.T) {
 				t.Errorf("mirror is probed at %q, host network %v", p.HTTPGet.Host, pod.HostNetwork)
 			}
 		}
-		for _, c := range pod.Containers[1:] {
+		if c, ok := leadsContainerd(pod); ok {
 			if got, want := flagOf(c, "mirror"), fmt.Sprintf("http://127.0.0.1:%d", portOf(t, flagOf(mirror, "listen"))); got != want {
 				t.Errorf("containerd is led to %s, and the mirror is at %s", got, want)
 			}
@@ -466,6 +539,8 @@ func TestBadValues(t *testing.T) {
 		`{image: {repository: r}, mirror: {network: none}}`:                                   "network",
 		`{image: {repository: r}, mirror: {cacheSize: plenty}}`:                               "cacheSize",
 		`{image: {repository: r}, mirror: {extraArgs: [log-level]}}`:                          "extraArgs",
+		`{image: {repository: r}, mirror: {criSocket: "unix:///run/x.sock"}}`:                 "criSocket",
+		`{image: {repository: r}, mirror: {engineStore: content}}`:                            "engineStore",
 		`{image: {repository: r}, seeder: {replicas: -1}}`:                                    "replicas",
 		`{image: {repository: r}, containerd: {certsDir: certs.d}}`:                           "certsDir",
 		`{image: {repository: r}, registries: {insecure: ["http://r"]}}`:                      "insecure",

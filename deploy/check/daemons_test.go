@@ -210,10 +210,10 @@ func TestNodeIsPutBack(t *testing.T) {
 		if info, err := os.Stat(data); err != nil || info.Mode().Perm() != 0o770 || info.Mode()&os.ModeSetgid == 0 {
 			t.Errorf("data folder = %v, %v; want one for its group", info, err)
 		}
-		if len(pod.Containers) < 2 {
+		c, ok := leadsContainerd(pod)
+		if !ok {
 			return
 		}
-		c := pod.Containers[1]
 		certs := filepath.Join(node, flagOf(c, "certs-dir"))
 		if err := os.MkdirAll(certs, 0o755); err != nil { // as the kubelet does
 			t.Fatal(err)

@@ -101,7 +101,7 @@ func checkKubectl(t *testing.T, line string, words []string) {
 	if !ok {
 		t.Errorf("%s: the chart has no %s %s", line, object[1], object[2])
 	}
-	if i := slices.Index(words, "-c"); i > 0 && !slices.ContainsFunc(pod.Containers, func(c core.Container) bool { return c.Name == words[i+1] }) {
+	if i := slices.Index(words, "-c"); i > 0 && !slices.ContainsFunc(containers(pod), func(c core.Container) bool { return c.Name == words[i+1] }) {
 		t.Errorf("%s: there is no container %s", line, words[i+1])
 	}
 	if _, command, ok := strings.Cut(line, " -- /murder "); ok {
