@@ -102,3 +102,17 @@ func TestFleetLoadsByCRI(t *testing.T) {
 		})
 	}
 }
+
+// TestFleetLoadsPublicByCRI: of a registry with a token server the engine has public images by a token of its own, as it cannot be given one.
+func TestFleetLoadsPublicByCRI(t *testing.T) {
+	c := startContainerd(t, newContainerd(t))
+	images := loadFixtures(t)
+	f := &fleetOf{fleet: startFleet(t, fleetConfig{
+		Registry: registryConfig{Storage: images.Storage, Tokens: startTokenServer(t, nil, publicRepo)},
+		Mirrors:  1, MirrorFlags: []string{"--load-into", "cri=" + c.socket},
+	})}
+	c.Mirror(t, f.Registry.Addr, f.Mirrors[0].Addr)
+	f.waitLinked(t, 1)
+	f.prefetch(t, nil, "--load", f.Registry.Addr+"/"+publicRepo+":"+fixtureTag).must(t, "loaded", 0, 1)
+	f.checkEachBlobOnce(t, allBlobs(t, images.Public)...)
+}

@@ -16,6 +16,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/murderp2p/murder/proxy"
+	"github.com/murderp2p/murder/seeder/fleet"
 )
 
 // cri has the engine pull an image as the kubelet would. Nothing is handed over: the engine asks its mirror, which has all of it by now.
@@ -31,7 +32,7 @@ func (l loader) cri(ctx context.Context, name string, image proxy.PrefetchImage)
 	if _, err := images.PullImage(ctx, &cri.PullImageRequest{Image: spec, Auth: auth}); err != nil {
 		err = criError(ctx, err)
 		if auth == nil && image.Authorization != "" {
-			err = fmt.Errorf("%w (it was not given the token of this order, for which CRI has no place: it asked as it does on its own)", err)
+			err = fmt.Errorf("without the order's token, which CRI cannot carry: %w", err) // first, as reports are cut short
 		}
 		return err
 	}
@@ -62,7 +63,7 @@ func checkPulled(has *cri.Image, ordered digest.Digest) error {
 	}
 	named := slices.ContainsFunc(has.RepoDigests, func(s string) bool { return strings.HasSuffix(s, "@"+ordered.String()) })
 	if len(has.RepoDigests) > 0 && !named {
-		return fmt.Errorf("the tag has moved since the order, and it has pulled %s instead of %s", strings.Join(has.RepoDigests, ", "), ordered)
+		return fmt.Errorf("%w: the tag has moved since the order, and it has pulled %s instead of %s", fleet.ErrHopeless, strings.Join(has.RepoDigests, ", "), ordered)
 	}
 	return nil
 }
@@ -74,7 +75,7 @@ func criError(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case said.Code() == codes.Unimplemented: // as containerd is that Docker brings along
-		return fmt.Errorf("it does not speak CRI v1; with containerd, is cri among disabled_plugins? (%s)", said.Message())
+		return fmt.Errorf("%w: it does not speak CRI v1; with containerd, is cri among disabled_plugins? (%s)", fleet.ErrHopeless, said.Message())
 	default:
 		return errors.New(said.Message())
 	}

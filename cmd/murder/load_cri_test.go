@@ -81,7 +81,7 @@ func TestLoadByCRI(t *testing.T) {
 		{"the tag has moved", serveCRI(t, &fakeEngine{has: has(another)}), proxy.PrefetchImage{Digest: ordered}, "reg.example/app@" + another + " instead of " + ordered},
 		{"gone at once", serveCRI(t, &fakeEngine{}), proxy.PrefetchImage{Digest: ordered}, "does not have it"},
 		{"it refuses", serveCRI(t, &fakeEngine{pull: fails(status.Error(codes.Unknown, "no space left on device"))}), proxy.PrefetchImage{}, ": no space left on device"},
-		{"without the token", serveCRI(t, &fakeEngine{pull: fails(status.Error(codes.Unknown, "401"))}), proxy.PrefetchImage{Authorization: "Bearer secret"}, "for which CRI has no place"},
+		{"without the token", serveCRI(t, &fakeEngine{pull: fails(status.Error(codes.Unknown, "401"))}), proxy.PrefetchImage{Authorization: "Bearer secret"}, "without the order's token, which CRI cannot carry: 401"},
 		{"it has no CRI", serveCRI(t, nil), proxy.PrefetchImage{}, "is cri among disabled_plugins?"},
 		{"it is not there", loader{"cri", "/none/cri.sock"}, proxy.PrefetchImage{}, "no such file or directory"},
 	} {
