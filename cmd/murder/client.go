@@ -207,6 +207,7 @@ type statusReport struct {
 	TLS                *tlsStatus     `json:"tls,omitempty"`
 	Cache              cacheStatus    `json:"cache"`
 	Shelf              *shelfStatus   `json:"shelf,omitempty"`
+	LoadInto           *loaderStatus  `json:"load_into,omitempty"` // of a mirror
 	Totals             totalsStatus   `json:"totals"`
 	TorrentsActive     int            `json:"torrents_active"`
 	Pins               []pinStatus    `json:"pins"` // of a mirror
@@ -245,6 +246,13 @@ type cacheStatus struct {
 	Blobs     int64 `json:"blobs"`
 	Evictions int64 `json:"evictions"`
 	Failures  int64 `json:"failures"` // of the disk, since the daemon started
+}
+
+// loaderStatus is the engine that takes images for orders with --load.
+type loaderStatus struct {
+	Engine string `json:"engine"`
+	Socket string `json:"socket"`
+	Error  string `json:"error,omitempty"` // that keeps the mirror from it
 }
 
 // shelfStatus is the registry's or the engine's own folder of blobs, that a daemon shares

@@ -111,6 +111,7 @@ func (d *doctor) examine(ctx context.Context) {
 	if ok {
 		d.checkDisk(report)
 		d.checkShelf(report)
+		d.checkLoader(report)
 	}
 }
 
@@ -302,6 +303,18 @@ func (d *doctor) checkShelf(r statusReport) {
 			"containerd throws layers away once they are unpacked, so that this host may have none of an image to share")
 	default:
 		d.found("store", stateOK, "", "the mirror shares %s from %s and keeps no copy", bytesText(r.Shelf.Bytes), r.Shelf.Dir)
+	}
+}
+
+// checkLoader sees whether the mirror reaches the engine that it is to load images into.
+func (d *doctor) checkLoader(r statusReport) {
+	switch l := r.LoadInto; {
+	case l == nil:
+	case l.Error != "":
+		d.found("load", stateFail, "let the mirror's user use the socket, with --load-into "+l.Engine+"=SOCKET if it is elsewhere, or start the mirror without --load-into",
+			"orders with --load fail, as the mirror does not reach %s at %s: %s", l.Engine, l.Socket, l.Error)
+	default:
+		d.found("load", stateOK, "", "the mirror reaches %s at %s, for orders with --load", l.Engine, l.Socket)
 	}
 }
 

@@ -170,6 +170,11 @@ func TestDoctorFindings(t *testing.T) {
 			p.report.Shelf = &shelfStatus{Dir: "/content", Error: "openat blobs: no such file or directory"}
 		}, "", true,
 			"fail store: the mirror finds no blobs of the engine"},
+		{"loader", func(p *patient) { p.report.LoadInto = &loaderStatus{Engine: "cri", Socket: "/run/x.sock"} }, "", false,
+			"ok load: the mirror reaches cri at /run/x.sock"},
+		{"loader is closed", func(p *patient) {
+			p.report.LoadInto = &loaderStatus{Engine: "cri", Socket: "/run/x.sock", Error: "permission denied"}
+		}, "", true, "fail load: orders with --load fail, as the mirror does not reach cri at /run/x.sock: permission denied"},
 		{"named registry", func(*patient) {}, "--registry docker.io", true, "fail registry: docker.io"},
 		{"default registry", func(p *patient) { p.report.Blobs = nil }, "", false, "warn registry: docker.io"},
 		{"peer port", func(p *patient) { p.report.PeerListen = closed.Addr().String() }, "", true, "takes no connections: dial tcp"},

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/murderp2p/murder/proxy"
 )
@@ -44,6 +45,31 @@ func parseLoader(s string) (loader, error) {
 		return loader{}, fmt.Errorf("socket %q is no absolute path", socket)
 	}
 	return loader{engine, socket}, nil
+}
+
+// status tells what keeps the mirror from the engine, as far as can be seen while nothing is loaded; nil without an engine.
+func (l loader) status(ctx context.Context) *loaderStatus {
+	if l.engine == "" {
+		return nil
+	}
+	s := &loaderStatus{Engine: l.engine, Socket: l.socket}
+	if err := l.reach(ctx); err != nil {
+		s.Error = err.Error()
+	}
+	return s
+}
+
+func (l loader) reach(ctx context.Context) error {
+	if l.engine == "containerd" {
+		if _, err := exec.LookPath("ctr"); err != nil {
+			return err
+		}
+	}
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", l.socket)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // maxSaid bounds what is read of an engine's own words, in bytes.

@@ -32,6 +32,28 @@ func TestParseLoader(t *testing.T) {
 	}
 }
 
+// What would keep an order from being loaded is known before one comes.
+func TestLoaderStatus(t *testing.T) {
+	engine := fakeDocker(t, http.NotFound)
+	t.Setenv("PATH", t.TempDir()) // without a ctr
+	for _, test := range []struct {
+		loader loader
+		want   string
+	}{
+		{engine, ""},
+		{loader{"cri", engine.socket}, ""},
+		{loader{"cri", "/none/cri.sock"}, "no such file or directory"},
+		{loader{"containerd", engine.socket}, `"ctr": executable file not found`},
+	} {
+		if s := test.loader.status(t.Context()); s.Socket != test.loader.socket || (s.Error == "") != (test.want == "") || !strings.Contains(s.Error, test.want) {
+			t.Errorf("%v: %+v, want the error %q", test.loader, s, test.want)
+		}
+	}
+	if s := (loader{}).status(t.Context()); s != nil {
+		t.Errorf("without an engine: %+v", s)
+	}
+}
+
 // fakeDocker answers POST /images/load at a socket.
 func fakeDocker(t *testing.T, answer http.HandlerFunc) loader {
 	t.Helper()

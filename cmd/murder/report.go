@@ -40,6 +40,7 @@ func (d *daemon) report(w http.ResponseWriter, r *http.Request, ledger *layers.L
 			s.Shelf.Error = usage.ShelfFailure.Error()
 		}
 	}
+	s.LoadInto = flagValue[loader](d.cli, "load-into").status(r.Context())
 	if d.tls != nil {
 		s.TLS = &tlsStatus{Certificate: d.tls.CertFile(), Expires: d.tls.Expires()}
 	}
