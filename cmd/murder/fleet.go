@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/murderp2p/murder/layers"
@@ -28,14 +29,17 @@ func checkLabel(s string) error {
 	return err
 }
 
-// labelsOf reads what checkLabel has let pass.
-func labelsOf(items []string) map[string]string {
+// labelsOf reads what checkLabel has let pass. A host has one value of a label, so two are a mistake, on either side.
+func labelsOf(c *cli.Context) (map[string]string, error) {
 	labels := make(map[string]string)
-	for _, item := range items {
+	for _, item := range listFlag(c, "label") {
 		key, value, _ := fleet.ParseLabel(item)
+		if other, twice := labels[key]; twice && other != value {
+			return nil, usagef(c, "--label: a host has one %s, which cannot be both %q and %q", key, other, value)
+		}
 		labels[key] = value
 	}
-	return labels
+	return labels, nil
 }
 
 // member is a mirror and its place in the fleet.
@@ -65,7 +69,11 @@ func (m *member) follow(list []fleet.Seeder) {
 // none, but pulls go on.
 func (d *daemon) member(mirror *proxy.Mirror) (*member, error) {
 	m := &member{Mirror: mirror}
-	who := fleet.Member{Name: d.cli.String("host-name"), Zone: d.cli.String("zone"), Labels: labelsOf(listFlag(d.cli, "label")), Version: buildVersion()}
+	labels, err := labelsOf(d.cli)
+	if err != nil {
+		return nil, err
+	}
+	who := fleet.Member{Name: d.cli.String("host-name"), Zone: d.cli.String("zone"), Labels: labels, Version: buildVersion()}
 	if who.Name == "" {
 		who.Name, _ = os.Hostname()
 		if err := fleet.CheckName(who.Name); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -109,12 +110,18 @@ func fleetAction(c *cli.Context) error {
 	job, err := p.run(ctx)
 	p.progress.end()
 	if job == nil {
+		if wantsJSON(c) {
+			printJSON(c.App.Writer, fleetResult{Error: err.Error(), TookMS: time.Since(begun).Milliseconds()})
+		}
 		return err
 	}
 	if full, fullErr := p.whole(c.Context, job); fullErr == nil {
 		job = full
 	}
-	result := fleetResult{OK: err == nil, TookMS: time.Since(begun).Milliseconds(), Needed: p.needed(job), Job: *job}
+	result := fleetResult{OK: err == nil, TookMS: time.Since(begun).Milliseconds(), Needed: p.needed(job), Job: job}
+	if err != nil {
+		result.Error = err.Error()
+	}
 	if err := result.print(c.App.Writer, wantsJSON(c)); err != nil {
 		return err
 	}
@@ -134,9 +141,13 @@ func newFleetPrefetch(c *cli.Context) (*fleetPrefetch, error) {
 	if err != nil {
 		return nil, err
 	}
-	lifetime := c.Duration("timeout")
-	if lifetime == 0 {
-		lifetime = fleet.DefaultLifetime
+	labels, err := labelsOf(c)
+	if err != nil {
+		return nil, err
+	}
+	lifetime := cmp.Or(c.Duration("timeout"), fleet.DefaultLifetime)
+	if lifetime > fleet.MaxLifetime {
+		return nil, usagef(c, "--timeout %s is too long: an order to the fleet holds for %s at the most", c.String("timeout"), fleet.MaxLifetime)
 	}
 	p := &fleetPrefetch{
 		images: images, ready: flagValue[int](c, "ready"), deadline: time.Now().Add(lifetime),
@@ -144,7 +155,7 @@ func newFleetPrefetch(c *cli.Context) (*fleetPrefetch, error) {
 		request: fleet.Request{
 			ID: fleet.NewID(), Platforms: listFlag(c, "platform"), Pin: c.Bool("pin"), Load: c.Bool("load"),
 			Select: fleet.Select{
-				Hosts: listFlag(c, "hosts"), Zones: listFlag(c, "zone"), Labels: labelsOf(listFlag(c, "label")), Percent: flagValue[int](c, "percent"),
+				Hosts: listFlag(c, "hosts"), Zones: listFlag(c, "zone"), Labels: labels, Percent: flagValue[int](c, "percent"),
 			},
 		},
 	}

@@ -17,17 +17,18 @@ import (
 
 // fleetResult is what became of an order, and the document of --output json.
 type fleetResult struct {
-	OK     bool      `json:"ok"`
-	TookMS int64     `json:"took_ms"`
-	Needed int       `json:"needed"` // hosts that had to be ready
-	Job    fleet.Job `json:"job"`
+	OK     bool       `json:"ok"`
+	Error  string     `json:"error,omitempty"` // why not
+	TookMS int64      `json:"took_ms"`
+	Needed int        `json:"needed"`        // hosts that had to be ready
+	Job    *fleet.Job `json:"job,omitempty"` // nil: the order was not taken
 }
 
 func (r *fleetResult) print(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, r)
 	}
-	j := &r.Job
+	j := r.Job
 	for _, img := range j.Images {
 		fmt.Fprintf(w, "%s is %s\n", img.Ref, img.Digest)
 	}

@@ -169,8 +169,8 @@ func TestPrefetchFleetExitCodes(t *testing.T) {
 	} {
 		args := append([]string{"--seeder", s.URL, "app:1"}, strings.Fields(test.args)...)
 		result, _, err := prefetchFleet(t, t.Context(), args...)
-		if code := exitCode(err); code != test.code || result.OK != (code == 0) || err != nil && !strings.Contains(err.Error(), test.says) {
-			t.Errorf("prefetch --fleet %s = exit %d, %v; want %d with %q", test.args, code, err, test.code, test.says)
+		if code := exitCode(err); code != test.code || result.OK != (code == 0) || err != nil && (!strings.Contains(err.Error(), test.says) || result.Error != err.Error()) {
+			t.Errorf("prefetch --fleet %s = exit %d, %v, and as JSON %q; want %d with %q", test.args, code, err, result.Error, test.code, test.says)
 		}
 	}
 }

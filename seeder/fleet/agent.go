@@ -71,7 +71,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer group.Wait()
 	places := make(chan struct{}, maxAtOnce)
 	start := func(t *task) {
-		t.ctx, t.cancel = context.WithTimeout(ctx, min(time.Duration(t.order.Left), maxLifetime))
+		t.ctx, t.cancel = context.WithTimeout(ctx, min(time.Duration(t.order.Left), MaxLifetime))
 		group.Go(func() { a.work(t, places) })
 	}
 	held := make(map[string]context.CancelFunc) // by the seeder's URL

@@ -24,7 +24,8 @@ const (
 	maxPlatforms     = 64
 	maxNamed         = 10_000 // hosts that it names
 	maxZones         = 64
-	maxLifetime      = 24 * time.Hour
+	// MaxLifetime is the longest of an order.
+	MaxLifetime = 24 * time.Hour
 	// DefaultLifetime is that of an order which says none.
 	DefaultLifetime = 10 * time.Minute
 )
@@ -102,8 +103,8 @@ func (r *Request) check() error {
 		return fmt.Errorf("%d images; an order has at most %d", len(r.Images), maxImages)
 	case len(r.Platforms) > maxPlatforms:
 		return fmt.Errorf("%d platforms; an order has at most %d", len(r.Platforms), maxPlatforms)
-	case r.Lifetime < 0 || time.Duration(r.Lifetime) > maxLifetime:
-		return fmt.Errorf("lifetime %v is not from 1s to %v", time.Duration(r.Lifetime), maxLifetime)
+	case r.Lifetime < 0 || time.Duration(r.Lifetime) > MaxLifetime:
+		return fmt.Errorf("lifetime %v is not from 1s to %v", time.Duration(r.Lifetime), MaxLifetime)
 	}
 	seen := make(map[string]bool)
 	for _, image := range r.Images {
