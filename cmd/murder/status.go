@@ -25,7 +25,7 @@ func statusCommand() *cli.Command {
 		Usage:     "what is here and in flight; for an image, where each layer's bytes came from and why",
 		ArgsUsage: "[IMAGE or DIGEST]",
 		Description: "Without an argument all that the mirror has and fetches, the latest first. With an IMAGE its config and layers on this\n" +
-			"mirror, and with a DIGEST that blob. A seeder answers too: --mirror http://SEEDER:7070,\n" +
+			"mirror, and with a DIGEST that blob; its beginning will do. A seeder answers too: --mirror http://SEEDER:7070,\n" +
 			"or https:// with the --tls flags of the daemons.",
 		Flags: append([]cli.Flag{
 			textOf("mirror", defaultMirror, "`URL` or HOST:PORT of the mirror", checkMirrorAddress),
@@ -58,6 +58,11 @@ func statusAction(c *cli.Context) error {
 	if arg == "" {
 		return wholeStatus(c, daemon)
 	}
+	if hex, ok := strings.CutPrefix(arg, "sha256:"); ok && len(hex) < digest.SHA256.Size()*2 {
+		if arg, err = wholeDigest(c, daemon, arg); err != nil {
+			return err
+		}
+	}
 	if d, err := digest.Parse(arg); err == nil {
 		return partsStatus(c, daemon, imageStatus{Digest: d.String(), Parts: []partStatus{{Part: "blob", Digest: d.String()}}})
 	}
@@ -71,6 +76,28 @@ func statusAction(c *cli.Context) error {
 		return fmt.Errorf("status of %s: %w", img, err)
 	}
 	return partsStatus(c, daemon, status)
+}
+
+// wholeDigest finds the blob that is meant by the beginning of its digest, as tables have it.
+func wholeDigest(c *cli.Context, daemon *client, start string) (string, error) {
+	report, _, err := daemon.status(c.Context)
+	if err != nil {
+		return "", fmt.Errorf("status of %s: %w", daemon.base, err)
+	}
+	var found []string
+	for _, b := range report.Blobs {
+		if strings.HasPrefix(b.Digest, start) {
+			found = append(found, b.Digest)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", fmt.Errorf("status: no blob at %s has a digest that begins with %s", daemon.base, start)
+	case 1:
+		return found[0], nil
+	default:
+		return "", fmt.Errorf("status: %s is the beginning of %d digests at %s: %s", start, len(found), daemon.base, strings.Join(found, ", "))
+	}
 }
 
 func wholeStatus(c *cli.Context, daemon *client) error {

@@ -101,6 +101,23 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// The digests of one table are good for the next question, as they stand there.
+func TestStatusOfAShortDigest(t *testing.T) {
+	mirror := serveMirror(t, testReport(), "", nil)
+	stdout, _, err := runMurder(t, t.Context(), "status", "--mirror", mirror, shortDigest(digestOf("layer")))
+	if err != nil || !strings.Contains(stdout, "blob  "+shortDigest(digestOf("layer"))+"  20 MiB  whole") {
+		t.Errorf("a blob that is here, %v:\n%s", err, stdout)
+	}
+	for arg, want := range map[string]string{
+		"sha256:zz": "no blob at " + mirror + " has a digest that begins with sha256:zz",
+		"sha256:":   "sha256: is the beginning of 3 digests",
+	} {
+		if _, _, err := runMurder(t, t.Context(), "status", "--mirror", mirror, arg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("status %s = %v, want %q", arg, err, want)
+		}
+	}
+}
+
 func TestStatusOfBlob(t *testing.T) {
 	mirror := serveMirror(t, testReport(), "", nil)
 	stdout, _, err := runMurder(t, t.Context(), "status", "--mirror", mirror, digestOf("layer"))
