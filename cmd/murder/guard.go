@@ -128,10 +128,12 @@ func ownNames(listen string) []string {
 // plentyOfFiles is a number of open files that bounds nothing.
 const plentyOfFiles = 1 << 30
 
-// connectionsFor shares out what files a process may have open: no more than half of them goes to HTTP connections, of which there may be
-// so many otherwise, and a quarter to peers who call. The rest is for the cache and for what we ask of others: a pull needs both.
+// connectionsFor shares out what files a process may have open: up to a quarter of them goes to peers who call, as much is left for the cache
+// and for what we ask of others, as a pull needs both, and the rest is for HTTP.
 func connectionsFor(files, most int) (overHTTP, peers int) {
-	return max(1, min(most, files/2)), max(1, files/4)
+	const manyPeers, manyOfOurs = 8192, 2048
+	peers = max(1, min(manyPeers, files/4))
+	return max(1, min(most, files-peers-min(manyOfOurs, files/4))), peers
 }
 
 // limit bounds the connections of the daemon's server, which has its handler.
@@ -139,7 +141,7 @@ func (d *daemon) limit(server *http.Server) {
 	files, most := openFiles(), flagValue[int](d.cli, "max-connections")
 	bound, _ := connectionsFor(files, most)
 	if bound < most {
-		d.log.Warn("few files may be open here, so that there are fewer connections than --max-connections", "files", files, "connections", bound)
+		d.log.Info("few files may be open here, so that there are fewer connections than --max-connections", "files", files, "connections", bound)
 	}
 	connections := &gate.Connections{Max: bound, Log: d.log}
 	connections.Bound(server)

@@ -93,7 +93,8 @@ func FuzzParseLimits(f *testing.F) {
 
 func TestConnectionsLeaveFilesForPulls(t *testing.T) {
 	for _, test := range []struct{ files, most, overHTTP, peers int }{
-		{plentyOfFiles, 65536, 65536, plentyOfFiles / 4},
+		{plentyOfFiles, 65536, 65536, 8192},
+		{65536, 65536, 55296, 8192},
 		{1024, 4096, 512, 256},
 		{1024, 100, 100, 256},
 		{1, 4096, 1, 1},
