@@ -47,7 +47,18 @@ type Metrics struct {
 	errors         *prometheus.CounterVec
 	fallbacks      *prometheus.CounterVec
 	authorizations *prometheus.CounterVec
+
+	mu         sync.Mutex // guards registries
+	registries map[string]bool
 }
+
+const (
+	// maxRegistries bounds the values of the label registry. Strangers name registries, and
+	// one of them has as many names as its DNS likes.
+	maxRegistries = 100
+	// otherRegistry is what all of those are called that come later.
+	otherRegistry = "other"
+)
 
 // NewMetrics registers them with reg.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
@@ -56,8 +67,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return auto.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	m := &Metrics{
-		pulls:  counter("murder_pulls_total", "Blobs served to clients, by registry and by where they came from.", "registry", "source"),
-		errors: counter("murder_pull_errors_total", "Blobs that could not be served, by reason.", "reason"),
+		registries: make(map[string]bool),
+		pulls:      counter("murder_pulls_total", "Blobs served to clients, by registry and by where they came from.", "registry", "source"),
+		errors:     counter("murder_pull_errors_total", "Blobs that could not be served, by reason.", "reason"),
 		seconds: auto.NewHistogram(prometheus.HistogramOpts{
 			Name: "murder_pull_seconds", Help: "Seconds from a client's request for a blob to its end.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
@@ -102,8 +114,19 @@ func (t *tally) all() map[string]int64 {
 func (m *Metrics) authorized(result string) { m.authorizations.WithLabelValues(result).Inc() }
 
 func (m *Metrics) pulled(host, source string, begun time.Time) {
-	m.pulls.WithLabelValues(host, source).Inc()
+	m.pulls.WithLabelValues(m.registry(host), source).Inc()
 	m.seconds.Observe(time.Since(begun).Seconds())
+}
+
+// registry is the label for a registry.
+func (m *Metrics) registry(host string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.registries[host] && len(m.registries) == maxRegistries {
+		return otherRegistry
+	}
+	m.registries[host] = true
+	return host
 }
 
 func (m *Metrics) failed(err error) { m.errors.WithLabelValues(reasonOf(err)).Inc() }
