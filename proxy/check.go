@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -13,6 +14,9 @@ import (
 
 // checkTimeout bounds a look at seeders and registries: what takes longer is ill for a pull, too.
 const checkTimeout = 8 * time.Second
+
+// maxChecked bounds the registries of one question, as all are asked at the same time.
+const maxChecked = 256
 
 // Check is how seeders and registries answer this host: the answer to GET /v1/check?registry=HOST.
 type Check struct {
@@ -32,9 +36,13 @@ type RegistryHealth struct {
 // serveCheck answers GET /v1/check?registry=HOST, repeatable. GET /v2/ and [Mirror.Seeders] tell what pulls go by, which in doubt is that
 // all is well; here everybody is asked, now and by this host.
 func (m *Mirror) serveCheck(w http.ResponseWriter, r *http.Request) {
+	seeders, names := m.seeders.all(), r.URL.Query()["registry"]
+	if len(names) > maxChecked {
+		http.Error(w, fmt.Sprintf("%d registries; more than %d in one question are too many", len(names), maxChecked), http.StatusBadRequest)
+		return
+	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), checkTimeout, errors.New("no answer in time"))
 	defer cancel()
-	seeders, names := m.seeders.all(), r.URL.Query()["registry"]
 	check := Check{Seeders: m.seeders.health(seeders), Registries: make([]RegistryHealth, len(names))}
 	var wg sync.WaitGroup
 	for i, seeder := range seeders {

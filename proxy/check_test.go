@@ -59,3 +59,15 @@ func TestCheckOfARegistryThatMayNotBeAsked(t *testing.T) {
 		t.Errorf("check = %+v", health)
 	}
 }
+
+// One question does not have the mirror call thousands.
+func TestCheckIsBounded(t *testing.T) {
+	t.Parallel()
+	m := newMirror(t, registrytest.New(t), nil)
+	if a := m.request(t, "GET", "/v1/check?"+strings.Repeat("registry=a/b&", 256), ""); a.status != http.StatusOK {
+		t.Errorf("of 256 registries = %d %q", a.status, clip(a.body))
+	}
+	if a := m.request(t, "GET", "/v1/check?"+strings.Repeat("registry=a/b&", 257), ""); a.status != http.StatusBadRequest || !strings.Contains(string(a.body), "257 registries") {
+		t.Errorf("of 257 registries = %d %q", a.status, clip(a.body))
+	}
+}
