@@ -66,7 +66,7 @@ func (s *Store) ail(err error) {
 
 // read notes if err, of a read of the store's own files, is the disk's failure, and returns it.
 func (s *Store) read(err error) error {
-	if DiskFailed(err) {
+	if DiskFailed(err) && !errors.Is(err, fs.ErrClosed) { // whoever had it open is done with it
 		s.ail(err)
 	}
 	return err
