@@ -61,19 +61,22 @@ func (c Containerd) Setup() (*Plan, error) {
 }
 
 // Undo implements Engine. With Registries set it takes back those alone, and
-// leaves config.toml as it is.
+// config.toml with the last of them: no other needs it then.
 func (c Containerd) Undo() (*Plan, error) {
 	p := new(Plan)
 	toml, err := c.configToml()
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range c.undoFolders(c.certsDir(toml)) {
+	certs := c.certsDir(toml)
+	undone := c.undoFolders(certs)
+	for _, dir := range undone {
 		if err := c.eachHosts(dir, p.undo); err != nil {
 			return nil, err
 		}
 	}
-	if toml != nil && len(c.Registries) == 0 {
+	others := slices.ContainsFunc(c.setFolders(certs), func(dir string) bool { return !slices.Contains(undone, dir) })
+	if toml != nil && !others {
 		if err := toml.undo(p); err != nil {
 			return nil, err
 		}
@@ -96,18 +99,21 @@ func (c Containerd) undoFolders(certs string) []string {
 	for _, name := range c.Registries {
 		dirs = append(dirs, hostFolder(c.Root, certs, name))
 	}
-	if len(dirs) > 0 {
-		return dirs
-	}
-	for _, dir := range c.folders(certs) {
-		if _, err := os.Lstat(filepath.Join(c.Root, dir, "hosts.toml"+recordSuffix)); err == nil {
-			dirs = append(dirs, dir)
-		}
+	if len(dirs) == 0 {
+		dirs = c.setFolders(certs)
 	}
 	if len(dirs) == 0 {
 		dirs = append(dirs, filepath.Join(certs, DefaultRegistry))
 	}
 	return dirs
+}
+
+// setFolders are the registries' folders that a setup has been in.
+func (c Containerd) setFolders(certs string) []string {
+	return slices.DeleteFunc(c.folders(certs), func(dir string) bool {
+		_, err := os.Lstat(filepath.Join(c.Root, dir, "hosts.toml"+recordSuffix))
+		return err != nil
+	})
 }
 
 // folders are the registries' folders under certs.d.
