@@ -154,16 +154,29 @@ func (m *Mirror) Prefetch(ctx context.Context, req PrefetchRequest, send func(Pr
 func (m *Mirror) prefetchAll(ctx context.Context, req PrefetchRequest, platforms platforms, send func(PrefetchEvent)) bool {
 	var group errgroup.Group
 	group.SetLimit(prefetchImages)
-	for _, image := range req.Images {
+	trees := make([]*imageTree, len(req.Images)) // of those that were brought
+	for i, image := range req.Images {
 		group.Go(func() error {
-			err := m.prefetch(ctx, image, platforms, req.Pin, send)
+			tree, err := m.prefetch(ctx, image, platforms, req.Pin, send)
 			if err != nil {
 				send(errorEvent(image.Ref, err))
+				return err
 			}
-			return err
+			trees[i] = tree
+			return nil
 		})
 	}
-	return group.Wait() == nil
+	ok := group.Wait() == nil
+	for i, tree := range trees { // one may have gone for another
+		if tree == nil {
+			continue
+		}
+		if err := tree.here(); err != nil {
+			send(errorEvent(req.Images[i].Ref, err))
+			ok = false
+		}
+	}
+	return ok
 }
 
 func errorEvent(image string, err error) PrefetchEvent {
@@ -196,21 +209,21 @@ func (m *Mirror) ImageName(image PrefetchImage) (string, error) {
 
 // prefetch brings one image: manifests, configs and layers. It is pinned when it is here,
 // if pin is set; until then nothing of it goes for the rest.
-func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, pin bool, send func(PrefetchEvent)) error {
+func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms platforms, pin bool, send func(PrefetchEvent)) (*imageTree, error) {
 	req, name, err := m.request(image)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	desc, content, err := m.manifests.Get(ctx, req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if image.Digest != "" {
 		m.cfg.Store.NameManifest(desc.Digest, name)
 	}
 	tree := &imageTree{mirror: m, req: req, platforms: platforms}
 	if err := tree.walk(ctx, desc, content, 0); err != nil {
-		return err
+		return nil, err
 	}
 	if pin {
 		defer m.cfg.Store.Hold(tree.digests())()
@@ -224,17 +237,20 @@ func (m *Mirror) prefetch(ctx context.Context, image PrefetchImage, platforms pl
 	err = m.prefetchBlobs(ctx, image.Ref, tree, send)
 	stop()
 	reporting.Wait()
+	if err == nil {
+		err = tree.here()
+	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if pin {
 		err := m.cfg.Store.PinImage(layers.Pin{Image: name, Digest: desc.Digest, Pinned: time.Now().UTC(), Blobs: tree.digests()})
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 	send(PrefetchEvent{Event: "done", Image: image.Ref, Digest: desc.Digest, Bytes: total, Pinned: pin})
-	return nil
+	return tree, nil
 }
 
 func (m *Mirror) parseImage(image PrefetchImage) (registry.Request, error) {
@@ -387,6 +403,16 @@ func (t *imageTree) digests() []digest.Digest {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// here returns an error unless all blobs are: in a cache that is too small the first may go for the last.
+func (t *imageTree) here() error {
+	for _, blob := range t.blobs {
+		if _, ok := t.mirror.cfg.Store.Stat(blob.Digest); !ok {
+			return fmt.Errorf("blob %s is not in the cache any more, which is too small for all that was asked for, or whose disk fails", blob.Digest)
+		}
+	}
+	return nil
 }
 
 func (t *imageTree) bytes() (n int64) {

@@ -269,3 +269,21 @@ func TestPrefetchOfEndlessIndex(t *testing.T) {
 		t.Errorf("errors = %+v", errs)
 	}
 }
+
+// What has left the cache again, for the rest of what was asked for, is not called ready.
+func TestPrefetchOfMoreThanTheCacheHolds(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	up.PushImage(t, "app", "a", random(1000, 301), random(big, 302))
+	up.PushImage(t, "app", "b", random(1000, 303), random(big, 304))
+	m := newMirrorOver(t, layers.StoreConfig{Dir: t.TempDir(), Limit: big + big/2}, up, nil)
+	a, b := proxy.PrefetchImage{Ref: up.Host + "/app:a"}, proxy.PrefetchImage{Ref: up.Host + "/app:b"}
+	for _, image := range []proxy.PrefetchImage{b, a} {
+		mustEnd(t, m.prefetch(t, proxy.PrefetchRequest{Images: []proxy.PrefetchImage{image}}), true)
+	}
+	events := m.prefetch(t, proxy.PrefetchRequest{Images: []proxy.PrefetchImage{a, b}})
+	mustEnd(t, events, false)
+	if errs := of(events, "error"); len(errs) == 0 || !strings.Contains(errs[0].Error, "cache") {
+		t.Errorf("error events = %+v, want one that names the cache", errs)
+	}
+}

@@ -198,8 +198,8 @@ func (j *hostJob) take(e prefetchEvent) {
 	case "done":
 		img.result.OK, img.result.Error, img.result.Pinned = true, "", e.Pinned
 		img.result.Digest, img.result.Bytes, img.done = e.Digest, e.Bytes, e.Bytes
-	case "error":
-		img.result.Error = e.Error
+	case "error": // also of what was done, and has gone again for another image
+		img.result.OK, img.result.Error = false, e.Error
 		if e.Status == http.StatusUnauthorized && e.Challenge != "" {
 			img.challenge = e.Challenge
 			return // it is not over yet

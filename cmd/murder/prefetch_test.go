@@ -390,3 +390,18 @@ func TestCredentialsIdentityToken(t *testing.T) {
 		t.Errorf("authorization() = %q, %v; want Bearer fresh", got, err)
 	}
 }
+
+// An image that was done and has left the cache for another is not ready.
+func TestPrefetchOfWhatIsGoneAgain(t *testing.T) {
+	mirror := serveEvents(t, func(req prefetchRequest, say func(string, ...any)) {
+		ref := req.Images[0].Ref
+		say(`{"event":"resolved","image":%q,"digest":%q,"blobs":1,"bytes":300}`, ref, testDigest)
+		say(`{"event":"done","image":%q,"digest":%q,"bytes":300}`, ref, testDigest)
+		say(`{"event":"error","image":%q,"error":"is not in the cache any more"}`, ref)
+		say(`{"event":"end","ok":false}`)
+	})
+	result, _, err := prefetchJSON(t, "--mirror", mirror, "app:1")
+	if exitCode(err) != exitFailure || result.OK || result.Hosts[0].Images[0].OK || result.Hosts[0].Images[0].Error != "is not in the cache any more" {
+		t.Errorf("prefetch = %v, %+v, want a failure", err, result)
+	}
+}
