@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
@@ -89,6 +91,7 @@ type push struct {
 	folder       *artifact.Folder
 	artifactType string
 	pusher       *remote.Pusher
+	puller       *remote.Puller // of what was pushed
 	stderr       io.Writer
 
 	sent atomic.Int64 // bytes that have gone to the registry
@@ -109,13 +112,18 @@ func newPush(c *cli.Context, img image, dir string, folder *artifact.Folder) (*p
 		}
 		img = image{ref}
 	}
-	transport := registry.Transport()
-	transport.ResponseHeaderTimeout = 0 // a registry may copy a large blob before it answers that it has it
-	pusher, err := remote.NewPusher(
-		remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(transport),
-		remote.WithUserAgent("murder/"+buildVersion()), remote.WithJobs(pushStreams),
-	)
-	return &push{img: img, dir: dir, folder: folder, artifactType: c.String("artifact-type"), pusher: pusher, stderr: c.App.ErrWriter}, err
+	via := registry.Transport()
+	via.ResponseHeaderTimeout = 0 // a registry may copy a large blob before it answers that it has it
+	options := []remote.Option{
+		remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(via),
+		remote.WithUserAgent("murder/" + buildVersion()), remote.WithJobs(pushStreams),
+	}
+	pusher, err := remote.NewPusher(options...)
+	if err != nil {
+		return nil, err
+	}
+	puller, err := remote.NewPuller(options...)
+	return &push{img: img, dir: dir, folder: folder, artifactType: c.String("artifact-type"), pusher: pusher, puller: puller, stderr: c.App.ErrWriter}, err
 }
 
 // pushResult is the document of --output json.
@@ -156,8 +164,24 @@ func (p *push) run(ctx context.Context) (pushResult, error) {
 		return result, pushError(ctx, err)
 	}
 	result.Digest = digest.FromBytes(manifest).String()
+	if err := p.confirm(ctx, result.Digest); err != nil {
+		return result, pushError(ctx, err)
+	}
 	result.Sent, result.TookMS = p.sent.Load(), time.Since(start).Milliseconds()
 	return result, nil
+}
+
+// confirm asks for what was pushed: the login page of a network, or of a proxy, says 200 to whatever is sent, and keeps nothing. Who may
+// push and not pull is believed.
+func (p *push) confirm(ctx context.Context, digest string) error {
+	_, err := p.puller.Get(ctx, p.img.ref.Context().Digest(digest))
+	if refusal, ok := errors.AsType[*transport.Error](err); ok && (refusal.StatusCode == http.StatusUnauthorized || refusal.StatusCode == http.StatusForbidden) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the registry has taken it, and does not have it: %w", err)
+	}
+	return nil
 }
 
 // layers reads each layer to know its digest, and sends it if the registry has it not; its bytes are then still in the
