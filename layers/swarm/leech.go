@@ -95,7 +95,7 @@ func (p *peer) askChunk() bool {
 			a.open.set(c)
 			a.n++
 			if p.requests == 0 {
-				p.heardAt = p.x.now()
+				p.heardAt = p.x.now() - p.silent
 			}
 			p.requests++
 			p.out = appendRequest(p.out, pp.Request, r)
@@ -189,6 +189,7 @@ func (x *exchange) accept(p *peer, r request) *piece {
 	}
 	p.received += int64(r.length)
 	p.movedAt = x.now()
+	p.answered()
 	x.client.received(x, p, int64(r.length))
 	a := p.asking(pc.index)
 	if a == nil || !a.settle(c) {
@@ -212,16 +213,21 @@ func (x *exchange) accept(p *peer, r request) *piece {
 	return pc
 }
 
+// answered notes that p is not silent.
+func (p *peer) answered() { p.heardAt, p.silent = p.x.now(), 0 }
+
 // settle notes that a chunk asked for will not be waited for any more. It tells whether
-// it was.
+// it was. Others may have brought it: that is no answer of a's peer.
 func (a *ask) settle(c int) bool {
 	if !a.open.has(c) {
 		return false
 	}
 	a.open.clear(c)
 	a.n--
-	a.peer.requests--
-	a.peer.heardAt = a.peer.x.now()
+	p := a.peer
+	if p.requests--; p.requests == 0 {
+		p.silent = p.x.now() - p.heardAt
+	}
 	return true
 }
 
@@ -259,6 +265,7 @@ func (x *exchange) rejected(p *peer, r request) {
 		return
 	}
 	i := a.piece.index
+	p.answered()
 	a.end(false)
 	x.leech.Lost(p.source, i)
 	if p.has.has(i) {

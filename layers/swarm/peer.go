@@ -56,6 +56,7 @@ type peer struct {
 	asks     []*ask
 	requests int           // asked for and not answered
 	heardAt  time.Duration // when it last answered one, or was first asked
+	silent   time.Duration // for how long it had owed us an answer when others had brought all
 
 	// As a taker.
 	shy     bool         // we do not say what we have, but reveal pieces one by one

@@ -1,6 +1,10 @@
 package swarm
 
-import "testing"
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
 
 func TestIdentityIsReadBack(t *testing.T) {
 	for _, id := range []identity{
@@ -57,4 +61,31 @@ func (b *bans) count() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.ids)
+}
+
+// A peer that offers and sends nothing is not taken for one that answers because others
+// bring what it was asked for.
+func TestOthersDoNotAnswerForAPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &peer{x: &exchange{client: &Client{began: time.Now()}}, link: &link{}}
+		a := &ask{peer: p, piece: &piece{size: 4 * minChunk, chunk: minChunk, got: newBitset(4)}, open: newBitset(4)}
+		p.asks = []*ask{a}
+		for c := range 3 {
+			time.Sleep(time.Hour) // in which nothing was asked of it
+			if !p.askChunk() {
+				t.Fatal("nothing to ask")
+			}
+			time.Sleep(deadAfter / 3)
+			a.piece.got.set(c)
+			a.settle(c)
+		}
+		p.askChunk()
+		if silent := p.x.now() - p.heardAt; silent != deadAfter/3*3 {
+			t.Errorf("it was silent for %v of %v", silent, deadAfter)
+		}
+		p.answered()
+		if silent := p.x.now() - p.heardAt; silent != 0 || p.silent != 0 {
+			t.Errorf("it has answered, and was silent for %v, %v before", silent, p.silent)
+		}
+	})
 }
