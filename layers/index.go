@@ -52,8 +52,11 @@ func openIndex(path, tempDir string, log *slog.Logger, exists func(digest.Digest
 	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		x.version++
-		return x, x.write()
+		x.touch()
+		if err := x.write(); err != nil && !takesNothing(err) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		return x, nil // run goes on trying
 	}
 	if err != nil {
 		return nil, err

@@ -19,9 +19,14 @@ import (
 // is still wanted is asked for again sooner, by the engine's own retries.
 const restKept = 24 * time.Hour
 
-// load reads the layout, or makes it.
+// load reads the layout, or makes it. On a disk that takes nothing it is made later: a
+// host whose disk is full when it starts must be able to pull all the same.
 func (s *Store) load() error {
-	if err := s.makeLayout(); err != nil {
+	switch err := s.makeLayout(); {
+	case takesNothing(err):
+		s.ail(err)
+		s.vanished = true // see restore
+	case err != nil:
 		return err
 	}
 	if err := s.lockDir(); err != nil {
@@ -48,6 +53,9 @@ var errLocked = errors.New("in use by another process")
 // lockDir keeps a second daemon from evicting under this one.
 func (s *Store) lockDir() error {
 	f, err := os.Open(s.dir)
+	if s.vanished && errors.Is(err, fs.ErrNotExist) {
+		return nil // once it is there
+	}
 	if err != nil {
 		return err
 	}
@@ -162,7 +170,7 @@ func (s *Store) tidyBeside(d digest.Digest) error {
 func (s *Store) tidyTorrents() error {
 	dir := filepath.Join(s.dir, "torrents")
 	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	var without []digest.Digest

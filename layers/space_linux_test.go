@@ -189,6 +189,89 @@ func TestReadOnlyDisk(t *testing.T) {
 	put(t, s, content(200, 1000))
 }
 
+// A new store on a disk that takes nothing is one without blobs, and begins to keep them
+// once the disk takes them.
+func TestNewStoreOnDiskThatTakesNothing(t *testing.T) {
+	remount := func(t *testing.T, dir string, flags uintptr, size string) {
+		t.Helper()
+		if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|flags, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name      string
+		ill, well func(t *testing.T, disk string)
+		cause     string
+	}{
+		{"read-only",
+			func(t *testing.T, disk string) { remount(t, disk, syscall.MS_RDONLY, "size=16m") },
+			func(t *testing.T, disk string) { remount(t, disk, 0, "size=16m") }, "read-only file system"},
+		{"no file more",
+			func(t *testing.T, disk string) { fillFiles(t, disk) },
+			func(t *testing.T, disk string) { remount(t, disk, 0, "nr_inodes=1000") }, "no space left"},
+		{"some files more",
+			func(t *testing.T, disk string) {
+				taken := fillFiles(t, disk)
+				for _, name := range taken[:3] {
+					if err := os.Remove(name); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+			func(t *testing.T, disk string) { remount(t, disk, 0, "nr_inodes=1000") }, "no space left"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			disk := smallDisk(t, "16m,nr_inodes=64")
+			cfg := StoreConfig{Dir: disk + "/deep/cache"}
+			c.ill(t, disk)
+			s, log := openLogged(t, cfg)
+			b := content(1, 1000)
+			if _, err := s.Partial(sha256Of(b), 1000, "registry.test"); !DiskFailed(err) {
+				t.Errorf("Partial = %v, want a failure of the disk", err)
+			}
+			if _, err := s.Open(sha256Of(b)); !errors.Is(err, ErrNotFound) {
+				t.Errorf("Open = %v", err)
+			}
+			if n := log.lines("cache fails", c.cause); n != 1 || log.lines("level=ERROR") != 1 {
+				t.Errorf("%d lines of the log name the cause, of %d errors", n, log.lines("level=ERROR"))
+			}
+			c.well(t, disk)
+			eventually(t, "the disk's room is seen", func() bool {
+				p, err := s.Partial(sha256Of(b), 1000, "registry.test")
+				if err == nil {
+					p.Fail(errors.New("only looking"))
+				}
+				return err == nil
+			})
+			put(t, s, b)
+			if err := s.Sync(); err != nil {
+				t.Errorf("sync: %v", err)
+			}
+			if _, err := OpenStore(cfg); !errors.Is(err, errLocked) {
+				t.Errorf("another store in the same folder: %v", err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			wantBlob(t, openStore(t, cfg), sha256Of(b), b)
+		})
+	}
+}
+
+// fillFiles makes files in dir until the disk has room for no more.
+func fillFiles(t *testing.T, dir string) (taken []string) {
+	t.Helper()
+	for {
+		name := fmt.Sprint(dir, "/other", len(taken))
+		if err := os.WriteFile(name, nil, 0o600); errors.Is(err, syscall.ENOSPC) {
+			return taken
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, name)
+	}
+}
+
 // A disk with room for bytes and for no more files, or only some: what a blob needs beside
 // its own file is not there. Whoever reads it gets it whole or hears that the disk failed,
 // and once there is room again it is kept.
@@ -200,14 +283,7 @@ func TestDiskWithoutRoomForFiles(t *testing.T) {
 	for left := range 8 {
 		for _, inOrder := range []bool{true, false} {
 			s := openStore(t, StoreConfig{Dir: dir + "/cache"})
-			var taken []string
-			for {
-				name := fmt.Sprint(dir, "/other", len(taken))
-				if err := os.WriteFile(name, nil, 0o600); err != nil {
-					break
-				}
-				taken = append(taken, name)
-			}
+			taken := fillFiles(t, dir)
 			for _, name := range taken[len(taken)-left:] {
 				if err := os.Remove(name); err != nil {
 					t.Fatal(err)

@@ -33,6 +33,11 @@ func DiskFailed(err error) bool {
 	return false
 }
 
+// takesNothing tells a disk that is full or read-only, which may give what it has.
+func takesNothing(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EROFS)
+}
+
 // calm is how long a disk has to go without a failure before what it takes counts as a
 // recovery: one that is nearly full takes small blobs and refuses large ones in turn.
 const calm = 10 * time.Second

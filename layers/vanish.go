@@ -16,11 +16,18 @@ import (
 // store, until the folder is there again. A deleted one the store makes again itself; but
 // where a disk was mounted it does not fill the one below.
 
-// mountOf returns the mount point that dir lies on.
+// mountOf returns the mount point that dir lies on, or would if it were made.
 func mountOf(dir string) (string, error) {
-	dir, err := filepath.EvalSymlinks(dir)
-	if err == nil {
-		dir, err = filepath.Abs(dir)
+	dir, err := filepath.Abs(dir)
+	for err == nil {
+		var is string
+		if is, err = filepath.EvalSymlinks(dir); err == nil {
+			dir = is
+			break
+		}
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			dir, err = filepath.Dir(dir), nil
+		}
 	}
 	for err == nil && dir != filepath.Dir(dir) {
 		var crosses bool
@@ -58,6 +65,9 @@ func (s *Store) stands() bool {
 // sameDir tells whether the layout's folder is the one that has been locked, as far as
 // that can be told.
 func (s *Store) sameDir() bool {
+	if s.locked == nil {
+		return false
+	}
 	is, err := os.Stat(s.dir)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
@@ -97,7 +107,9 @@ func (s *Store) remake() error {
 		if err := s.lockDir(); err != nil {
 			return err
 		}
-		old.Close()
+		if old != nil {
+			old.Close()
+		}
 	}
 	s.recount()
 	s.pinning.Lock()
