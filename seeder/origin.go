@@ -34,6 +34,7 @@ type origin struct {
 	flights  layers.Flights[*fetch]
 
 	slowAfter  time.Duration // that of layers.Pace if 0, as it is but in tests
+	otherTick  time.Duration // a second, but in tests
 	maxFetches int           // the constant, but in tests
 }
 
@@ -54,6 +55,10 @@ const maxFetches = 1024
 // windows of layers.Pace: about a quarter of an hour. What has come is kept.
 const maxTrickle = 60
 
+// maxOther bounds the time for which a fetch from another registry is waited for, in
+// origin.otherTick: half a minute, in which engines do not lose patience.
+const maxOther = 30
+
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
 
@@ -61,7 +66,7 @@ func newOrigin(ctx context.Context, cfg Config, grants *registry.Grants, shared 
 	o := &origin{
 		ctx: ctx, store: cfg.Store, upstream: cfg.Upstream, grants: grants, shared: shared,
 		ledger: layers.NewLedger(), download: cfg.Download, tracer: cfg.Tracer, log: cfg.Log,
-		maxFetches: maxFetches,
+		otherTick: time.Second, maxFetches: maxFetches,
 	}
 	rand.Read(o.key[:])
 	return o
@@ -109,7 +114,7 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
 			return nil, nil, registry.PassThrough(ctx, o.upstream, req, u.Cause) // the stream is another's
 		}
-		if err == nil && joined && f.failed(ctx) {
+		if err == nil && joined && (f.failed(ctx) || !f.rights.From(req.Repo.Host) && o.soonOver(ctx, req, f)) {
 			continue
 		}
 		if err == nil && joined {
@@ -302,6 +307,34 @@ func (f *fetch) failed(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	return true
+}
+
+// soonOver waits for a fetch from another registry than the caller's as long as it goes to
+// end within maxOther. Its bytes are not this caller's before they are whole and the own
+// registry has shown that it has them too; but if none of a fleet waited, that registry
+// would send each host a copy.
+func (o *origin) soonOver(ctx context.Context, req registry.Request, f *fetch) bool {
+	if _, err := o.upstream.StatBlob(ctx, req.Repo, req.Digest, req.Authorization); err != nil {
+		return false // the caller hears of it at once
+	}
+	tick := time.NewTicker(o.otherTick)
+	defer tick.Stop()
+	before := f.partial.Received()
+	for left := int64(maxOther); left > 0; left-- {
+		select {
+		case <-f.ended:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+		now := f.partial.Received()
+		if (now-before)*left < f.partial.Size()-now {
+			return false
+		}
+		before = now
+	}
+	return false
 }
 
 // fill goes on after an error where it stopped, as long as that helps.

@@ -319,6 +319,58 @@ func TestRegistryTrickles(t *testing.T) {
 	}
 }
 
+// Two registries have one layer, and half of a fleet asks for it by either name: each of
+// them sends it once, or the second not at all.
+func TestArrivingFromAnotherRegistry(t *testing.T) {
+	t.Parallel()
+	first, second := registrytest.New(t), registrytest.New(t)
+	b := random(big, 48)
+	first.Push(t, "app", false, b)
+	d := second.Push(t, "secret", true, b)
+	alice := registrytest.Basic("alice")
+	second.Admit(alice)
+	begin := func(t *testing.T, tick time.Duration) (s *testSeeder, hold chan struct{}) {
+		s = newSeeder(t, second, first)
+		s.SetOtherTick(tick)
+		hold = make(chan struct{})
+		first.Fail(&registrytest.Fault{Left: 1, At: 1 << 20, Hold: hold})
+		if _, err := s.client.Ask(t.Context(), repository(t, first.Host, "app"), d, ""); err != nil {
+			t.Fatal(err)
+		}
+		return s, hold
+	}
+	whole := func() (n int) {
+		for _, get := range second.Seen("GET", d.String()) {
+			if get.Ranges == "" && get.Authorization == alice {
+				n++
+			}
+		}
+		return n
+	}
+
+	s, hold := begin(t, time.Hour) // as if it went on fast
+	s.pull(t, "secret", d, "").mustRefuse(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	answers := make(chan answer, 3)
+	for range cap(answers) {
+		go func() { answers <- s.pull(t, "secret", d, alice) }()
+	}
+	eventually(t, "all have been let in", func() bool { return len(second.Seen("HEAD", d.String())) == 1+cap(answers) })
+	close(hold)
+	for range cap(answers) {
+		(<-answers).mustBe(t, b)
+	}
+	if n := whole(); n != 0 {
+		t.Errorf("the second registry sent %d copies, though the layer was here by then", n)
+	}
+
+	s, hold = begin(t, time.Millisecond) // and now it stands
+	defer close(hold)
+	s.pull(t, "secret", d, alice).mustBe(t, b)
+	if n := whole(); n != 1 {
+		t.Errorf("the second registry sent %d copies, where the first sent none", n)
+	}
+}
+
 // A registry whose blobs never end takes up so many places and no more; what comes then
 // is served all the same, but not kept.
 func TestFetchesAreBounded(t *testing.T) {
