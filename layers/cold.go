@@ -8,7 +8,7 @@ import (
 
 // SmallBlob is the size in bytes below which a blob goes over HTTP: a swarm
 // takes longer to form than such a blob to send.
-const SmallBlob = 1 << 20
+const SmallBlob = 256 << 10
 
 // Answer is what a seeder gives a mirror that asks for a blob.
 type Answer struct {

@@ -252,11 +252,12 @@ func TestGrowingTorrentWritesOverWhatWasAppended(t *testing.T) {
 // The seeder dies while the torrent grows. What is here stays, the rest comes from the
 // web, and readers go on.
 func TestTorrentFails(t *testing.T) {
-	const pl = minPieceLength
+	const pl = 64 << 10 // so many pieces in a row are some
+	const some = pl / minPieceLength
 	b := content(1, 100*pl+7)
 	m := metainfoOf(t, b)
 	span := func(from, to int) (pieces []int) {
-		for i := from; i < to; i++ {
+		for i := from * some; i < to*some; i++ {
 			pieces = append(pieces, i)
 		}
 		return pieces
@@ -264,7 +265,7 @@ func TestTorrentFails(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		appended int64 // bytes, before there was a torrent
-		known    int
+		known    int   // in those
 		pieces   []int
 		alive    bool    // the torrent has not failed; it just does not grow
 		from     []int64 // where the web is asked
@@ -289,7 +290,7 @@ func TestTorrentFails(t *testing.T) {
 			whole, tail := read(t.Context(), p, 0, p.Size()), read(t.Context(), p, 99*pl, pl+7)
 			tr := NewTorrent(m.Digest(), m.Size(), InfoHash{1})
 			mustSet(t, p, tr)
-			mustAdd(t, tr, hashesOf(m, 0, test.known))
+			mustAdd(t, tr, hashesOf(m, 0, test.known*some))
 			mustWrite(t, p, m, b, test.pieces...)
 			awaitHashed(t, p, p.Prefix())
 			if !test.alive {

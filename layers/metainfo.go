@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"math/bits"
 	"slices"
 	"strings"
 
@@ -21,14 +20,16 @@ import (
 
 const (
 	// minPieceLength: a host passes a piece on when it is whole and checked, so
-	// short pieces fill a swarm sooner, until HAVE messages and bookkeeping outweigh
-	// that. For the layers most images have it is the short end that counts. This
-	// one is four chunks of BEP 3.
-	minPieceLength = 64 << 10
+	// short pieces fill a swarm sooner. This one is a chunk of BEP 3.
+	minPieceLength = 16 << 10
+	// fewPieces are enough until pieces have cheapPieceLength: shorter ones make HAVE
+	// messages and bookkeeping outweigh what they save.
+	fewPieces        = 1024
+	cheapPieceLength = 64 << 10
 	// maxPieceLength: a piece is held in memory whole by who fetches it over HTTP,
 	// and a slow host should still finish one now and then.
 	maxPieceLength = 16 << 20
-	// maxPieces a blob is cut into before its pieces grow. What a swarm loses is some
+	// maxPieces a blob is cut into before its pieces grow further. What a swarm loses is some
 	// pieces' time at the start and some at the end, however many there are between:
 	// twice as many halve that share.
 	maxPieces = 4096
@@ -50,14 +51,14 @@ type Metainfo struct {
 }
 
 // PieceLength returns the bytes in a piece of a blob of size bytes, its last piece
-// aside: the smallest power of two from 64 KiB that makes at most 4,096 pieces, but
-// not above 16 MiB.
+// aside. It is a power of two from 16 KiB to 16 MiB: the smallest that makes at most 1,024
+// pieces, or from 64 KiB on at most 4,096.
 func PieceLength(size int64) int64 {
-	wanted := max(0, size-1)/maxPieces + 1
-	if wanted <= minPieceLength {
-		return minPieceLength
+	pl := int64(minPieceLength)
+	for pl < maxPieceLength && (size > maxPieces*pl || size > fewPieces*pl && pl < cheapPieceLength) {
+		pl *= 2
 	}
-	return min(maxPieceLength, int64(1)<<bits.Len64(uint64(wanted-1)))
+	return pl
 }
 
 // pieceCount returns how many pieces a blob of size bytes has.

@@ -18,10 +18,14 @@ func TestPieceLength(t *testing.T) {
 		size, want int64
 		pieces     int
 	}{
-		{0, 64 * kib, 0},
-		{1, 64 * kib, 1},
-		{64 * kib, 64 * kib, 1},
-		{64*kib + 1, 64 * kib, 2},
+		{0, 16 * kib, 0},
+		{1, 16 * kib, 1},
+		{16 * kib, 16 * kib, 1},
+		{16*kib + 1, 16 * kib, 2},
+		{16 * mib, 16 * kib, 1024},
+		{16*mib + 1, 32 * kib, 513},
+		{32 * mib, 32 * kib, 1024},
+		{32*mib + 1, 64 * kib, 513},
 		{128 * mib, 64 * kib, 2048},
 		{256 * mib, 64 * kib, 4096},
 		{256*mib + 1, 128 * kib, 2049},
@@ -32,7 +36,7 @@ func TestPieceLength(t *testing.T) {
 		{32 * gib, 8 * mib, 4096},
 		{100 * gib, 16 * mib, 6400},
 		{1<<63 - 1, 16 * mib, 1 << 39},
-		{-1, 64 * kib, 0},
+		{-1, 16 * kib, 0},
 	} {
 		if got := PieceLength(test.size); got != test.want {
 			t.Errorf("PieceLength(%d) = %d, want %d", test.size, got, test.want)
@@ -56,7 +60,7 @@ func TestMetainfoIsATorrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "sha256-" + m.Digest().Encoded()
-	if info.Name != want || info.Length != 600<<10 || info.PieceLength != 64<<10 || info.Private == nil || !*info.Private {
+	if info.Name != want || info.Length != 600<<10 || info.PieceLength != 16<<10 || info.Private == nil || !*info.Private {
 		t.Errorf("info is %+v", info)
 	}
 	if !bytes.Equal(info.Pieces, sums(b, int64(len(b)))) {
@@ -65,7 +69,7 @@ func TestMetainfoIsATorrent(t *testing.T) {
 	if lib.HashInfoBytes() != metainfo.Hash(m.InfoHash()) {
 		t.Errorf("infohash is %s, want %s", m.InfoHash(), lib.HashInfoBytes())
 	}
-	if m.Pieces() != 10 || m.PieceSize(0) != 64<<10 || m.PieceSize(9) != 24<<10 || m.Piece(9) != sha1.Sum(b[576<<10:]) {
+	if m.Pieces() != 38 || m.PieceSize(0) != 16<<10 || m.PieceSize(37) != 8<<10 || m.Piece(37) != sha1.Sum(b[592<<10:]) {
 		t.Errorf("%d pieces, of %d and %d bytes", m.Pieces(), m.PieceSize(0), m.PieceSize(9))
 	}
 }
@@ -97,14 +101,14 @@ func TestParseMetainfo(t *testing.T) {
 		"", "d", "de", "i1e", good[:len(good)-1], good + "e", good[1:],
 		replace("7:privatei1e", "7:privatei0e"),
 		replace("7:privatei1e", "7:privatei1e6:source1:x"),
-		replace("piece lengthi65536e", "piece lengthi131072e"),
+		replace("piece lengthi16384e", "piece lengthi131072e"),
 		replace("6:lengthi614400e", "6:lengthi614400000e"),
 		replace("6:lengthi614400e", "6:lengthi-1e"),
 		replace("6:lengthi614400e", "6:lengthi0614400e"),
 		replace("6:lengthi614400e", "6:lengthi9223372036854775807e"),
 		replace("71:sha256-", "71:sha257-"),
 		replace("71:sha256-", "71:../256-"),
-		replace("6:pieces200:", "6:pieces99999999999999999999:"),
+		replace("6:pieces760:", "6:pieces99999999999999999999:"),
 		"d4:info" + strings.Repeat("l", maxMetainfo-10), // so deep that recursion would end the process
 	} {
 		if _, err := ParseMetainfo([]byte(in)); err == nil {
@@ -175,7 +179,7 @@ func TestCheckDigest(t *testing.T) {
 
 // The same bytes have the same metainfo, however they came and whoever hashed them.
 func TestMetainfoIsTheSameEachWay(t *testing.T) {
-	for _, size := range []int{0, 1, 64<<10 - 1, 64 << 10, 1<<20 + 12345} {
+	for _, size := range []int{0, 1, minPieceLength - 1, minPieceLength, 1<<20 + 12345} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			b := content(2, size)
 			d := sha256Of(b)

@@ -163,20 +163,21 @@ func TestWrongMetainfo(t *testing.T) {
 
 func TestSetTorrentOfAnother(t *testing.T) {
 	s := openStore(t, StoreConfig{})
-	b := content(1, 600<<10)
+	const size = 9*minPieceLength + minPieceLength/2
+	b := content(1, size)
 	p := partial(t, s, sha256Of(b), len(b))
-	wantErr(t, p.SetTorrent(metainfoOf(t, content(2, 600<<10)).Torrent()), ErrMismatch)
+	wantErr(t, p.SetTorrent(metainfoOf(t, content(2, size)).Torrent()), ErrMismatch)
 	m := metainfoOf(t, b)
 	for range 2 {
 		if err := p.SetTorrent(m.Torrent()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	other := newMetainfo(p.Digest(), p.Size(), sums(content(2, 600<<10), 600<<10))
+	other := newMetainfo(p.Digest(), p.Size(), sums(content(2, size), size))
 	wantErr(t, p.SetTorrent(other.Torrent()), ErrMismatch)
 	wantErr(t, p.Append(b[:1]), ErrPieces)
 	wantErr(t, p.WritePiece(0, b[1:minPieceLength+1]), ErrMismatch)
-	wantErr(t, p.WritePiece(9, b[9*minPieceLength:600<<10-1]), ErrMismatch)
+	wantErr(t, p.WritePiece(9, b[9*minPieceLength:size-1]), ErrMismatch)
 	for _, i := range []int{-1, 10} {
 		if p.WritePiece(i, nil) == nil || p.PieceDone(i) == nil || p.PieceHave(i) {
 			t.Errorf("there is a piece %d", i)
@@ -190,7 +191,7 @@ func TestSetTorrentOfAnother(t *testing.T) {
 	if err := p.WritePiece(0, pieceOf(m, b, 0)); err != nil {
 		t.Errorf("WritePiece after the end: %v", err)
 	}
-	if _, err := p.WriteAt(make([]byte, 300<<10), 0); err != nil {
+	if _, err := p.WriteAt(make([]byte, size/2), 0); err != nil {
 		t.Errorf("WriteAt after the end: %v", err)
 	}
 	wantBlob(t, s, p.Digest(), b)
@@ -201,7 +202,8 @@ func TestSetTorrentOfAnother(t *testing.T) {
 }
 
 func TestGap(t *testing.T) {
-	const mib, pl = 1 << 20, minPieceLength
+	const mib = 1 << 20
+	const pl = 2 * minPieceLength // of a blob of that size
 	s := openStore(t, StoreConfig{})
 	b := content(1, 20*mib+1)
 	m := metainfoOf(t, b)
@@ -275,8 +277,8 @@ func TestSwitchToPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
-	if have, total := p.Pieces(); have != 16 || total != 48 || p.Received() != 1<<20 {
-		t.Errorf("%d pieces of %d, %d bytes are here, want 16 of 48, 1 MiB", have, total, p.Received())
+	if have, total := p.Pieces(); have != 64 || total != 192 || p.Received() != 1<<20 {
+		t.Errorf("%d pieces of %d, %d bytes are here, want 64 of 192, 1 MiB", have, total, p.Received())
 	}
 	writePieces(t, p, m, b)
 	rest, err := io.ReadAll(r)

@@ -77,8 +77,8 @@ func TestResumeInOrderThenByPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, p.Checked())
-	if have, _ := p.Pieces(); have != 16 {
-		t.Errorf("%d pieces are here, want 16", have)
+	if have, _ := p.Pieces(); have != 64 {
+		t.Errorf("%d pieces are here, want 64", have)
 	}
 	writePieces(t, p, m, b)
 	await(t, p.Done())
@@ -172,7 +172,7 @@ func TestResumeOfDamagedPrefix(t *testing.T) {
 // then is not fetched again, whichever way the rest comes.
 func TestResumeFromColdSwarm(t *testing.T) {
 	const pl = minPieceLength
-	b := content(1, 200*pl)
+	b := content(1, 800*pl)
 	for _, end := range []string{"closed", "killed"} {
 		for _, way := range []string{"web", "growing", "named"} {
 			t.Run(end+" "+way, func(t *testing.T) {
@@ -180,8 +180,8 @@ func TestResumeFromColdSwarm(t *testing.T) {
 				s := openStore(t, StoreConfig{})
 				p := partial(t, s, m.Digest(), len(b))
 				mustSet(t, p, tr)
-				mustAdd(t, tr, hashesOf(m, 0, 100))
-				for i := range 100 {
+				mustAdd(t, tr, hashesOf(m, 0, 400))
+				for i := range 400 {
 					if i%10 != 3 { // pieces come in any order
 						mustWrite(t, p, m, b, i)
 					}
@@ -203,11 +203,11 @@ func TestResumeFromColdSwarm(t *testing.T) {
 				case "growing":
 					again, _ := newTorrent(t, b)
 					mustSet(t, p, again)
-					mustAdd(t, again, hashesOf(m, 0, 20))
-					if !p.Unjudged(50) {
+					mustAdd(t, again, hashesOf(m, 0, 80))
+					if !p.Unjudged(200) {
 						t.Error("a piece whose hash is to come is given up")
 					}
-					mustAdd(t, again, hashesOf(m, 20, 200))
+					mustAdd(t, again, hashesOf(m, 80, 800))
 				case "named":
 					named := NamedTorrent(m.Digest(), m.Size(), m.InfoHash())
 					mustSet(t, p, named)
@@ -215,7 +215,7 @@ func TestResumeFromColdSwarm(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				for way != "web" && p.Unjudged(99) {
+				for way != "web" && p.Unjudged(399) {
 					await(t, p.Progress())
 				}
 				if err := w.fill(t, p); err != nil {

@@ -207,7 +207,7 @@ func TestSeederFailsInMidBlob(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			up := registrytest.New(t)
-			const size, after = 1_000_000, 300_000
+			const size, after = layers.SmallBlob - 1, 60_000
 			b := random(size, 16)
 			d := up.Push(t, "app", false, b)
 			front := middle(t, newSeeder(t, up), after, fail)

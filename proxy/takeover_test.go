@@ -145,14 +145,14 @@ func TestNextSeederTakesOverWholeBlob(t *testing.T) {
 func TestNextSeederTakesOverSmallBlob(t *testing.T) {
 	t.Parallel()
 	up := registrytest.New(t)
-	const after = 300_000
-	b := random(1_000_000, 902)
+	const size, after = layers.SmallBlob - 1, 60_000
+	b := random(size, 902)
 	d := up.Push(t, "app", false, b)
 	cut := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 	dying, well := middle(t, newSeeder(t, up), after, cut), newSeeder(t, up)
 	m := newMirror(t, up, []string{dying, well.server.URL})
 	for seed := uint64(903); m.Preferred(d) != dying; seed++ {
-		b = random(1_000_000, seed)
+		b = random(size, seed)
 		d = up.Push(t, "app", false, b)
 	}
 	m.mustPull(t, "app", b)

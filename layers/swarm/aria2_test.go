@@ -43,7 +43,7 @@ func aria2(t *testing.T, m *layers.Metainfo, tracker, dir string) (file string) 
 
 func TestAria2DownloadsAndServesOn(t *testing.T) {
 	tr := newTracker(t)
-	blob, _ := testBlob(9<<20+321, 20)
+	blob, _ := testBlob(chunky, 20)
 	seeder := newHost(t, Config{Seeder: true})
 	m := seeder.share(t, blob, tr.url)
 

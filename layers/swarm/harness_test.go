@@ -48,6 +48,9 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 // testBlob makes size bytes that follow from seed, and their digest.
+// chunky is the size of a blob whose pieces have several chunks.
+const chunky = 32<<20 + 12345
+
 func testBlob(size int, seed uint64) ([]byte, digest.Digest) {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)

@@ -90,8 +90,8 @@ func (h *host) begun(t *testing.T, m *layers.Metainfo, trackers ...string) (*lay
 // Chunks that nobody asked for change nothing.
 func TestPushedChunksSpoilNothing(t *testing.T) {
 	tr := newTracker(t)
-	blob, _ := testBlob(4<<20, 60)
-	seeder := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(8 << 20)})
+	blob, _ := testBlob(chunky, 60)
+	seeder := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(32 << 20)})
 	m := seeder.share(t, blob, tr.url)
 	h := newHost(t, Config{})
 	p, fetched := h.begun(t, m, tr.url)
@@ -558,7 +558,7 @@ func TestTricklingPeersHoldUpNobody(t *testing.T) {
 // A piece of which one of several has sent a wrong part is had of one peer at a time: who
 // takes it over from another is not joined by a third, who might spoil it again.
 func TestSuspectPieceComesFromOne(t *testing.T) {
-	blob, _ := testBlob(1<<20, 75)
+	blob, _ := testBlob(chunky, 75)
 	m := fill(t, testStore(t), blob)
 	h := newHost(t, Config{})
 	p, _ := h.begun(t, m)

@@ -110,8 +110,8 @@ func TestWeDownloadFromTheLibrary(t *testing.T) {
 // it leaves when it has been out once.
 func TestMixedSwarm(t *testing.T) {
 	tr := newTracker(t)
-	blob, _ := testBlob(12<<20, 43)
-	origin := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(8 << 20)})
+	blob, _ := testBlob(chunky, 43)
+	origin := newHost(t, Config{Seeder: true, Upload: layers.NewLimiter(16 << 20)})
 	m := origin.share(t, blob, tr.url)
 	var all sync.WaitGroup
 	for i := range 2 {

@@ -18,7 +18,7 @@ import (
 
 func TestSeederFillsThreeLeechers(t *testing.T) {
 	tr := newTracker(t)
-	blob, _ := testBlob(20<<20+12345, 1)
+	blob, _ := testBlob(chunky, 1)
 	seeder := newHost(t, Config{Seeder: true, Zone: "a"})
 	m := seeder.share(t, blob, tr.url)
 
