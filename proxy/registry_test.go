@@ -89,19 +89,33 @@ func TestRangeOfWrongBytes(t *testing.T) {
 	a.mustBeCut(t)
 }
 
-// A blob whose size the registry does not tell cannot be kept, but pulled.
+// A blob whose size the registry never tells cannot be kept, but pulled.
 func TestNoSize(t *testing.T) {
 	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
 		b := random(big, 51)
 		d := up.Push(t, "app", false, b)
-		up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
+		up.Fail(&registrytest.Fault{Method: "*", Left: -1, At: big, NoSize: true, NoRange: true})
 		m.mustPull(t, "app", b)
-		up.Fail(&registrytest.Fault{Left: -1, At: 3 << 20, NoSize: true, Flip: true})
+		up.Fail(&registrytest.Fault{Method: "*", Left: -1, At: 3 << 20, NoSize: true, NoRange: true, Flip: true})
 		m.pull(t, "app", d).mustBeCut(t)
-		up.Fail(&registrytest.Fault{Left: -1, At: 3 << 20, NoSize: true, Cut: true})
+		up.Fail(&registrytest.Fault{Method: "*", Left: -1, At: 3 << 20, NoSize: true, NoRange: true, Cut: true})
 		m.pull(t, "app", d).mustBeCut(t)
 		if n := m.counter(t, "murder_fallbacks_total", "cache unusable"); n != 3 {
 			t.Errorf("%v fallbacks counted, want 3", n)
+		}
+	})
+}
+
+// One whose size is only in the answer to HEAD is kept, and the registry sends it once.
+func TestSizeByHead(t *testing.T) {
+	withAndWithoutSeeder(t, func(t *testing.T, up *registrytest.Upstream, m *testMirror) {
+		b := random(big, 52)
+		d := up.Push(t, "app", false, b)
+		up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
+		m.mustPull(t, "app", b)
+		m.mustPull(t, "app", b)
+		if n := len(up.Seen("GET", d.String())); n != 1 {
+			t.Errorf("the registry sent the blob %d times", n)
 		}
 	})
 }

@@ -1,11 +1,48 @@
 package registry
 
 import (
+	"compress/gzip"
 	"errors"
 	"io"
+	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 )
+
+// decode undoes the compression that some proxy has put on resp, though nobody asked for
+// it: what is hashed is what the registry holds. The size is not told then, and there are
+// no sections of it.
+func decode(resp *http.Response) (*http.Response, error) {
+	switch coding := strings.ToLower(strings.Join(resp.Header.Values("Content-Encoding"), ",")); {
+	case coding == "" || coding == "identity":
+		return resp, nil
+	case coding != "gzip" && coding != "x-gzip" || resp.StatusCode == http.StatusPartialContent:
+		resp.Body.Close()
+		return nil, Unavailable("the registry sent a body encoded as %q, which was not asked for", clip(coding))
+	}
+	resp.Header.Del("Content-Encoding")
+	resp.Header.Del("Content-Length")
+	resp.ContentLength = -1
+	resp.Body = &gunzipped{ReadCloser: resp.Body}
+	return resp, nil
+}
+
+// gunzipped is a compressed body as it was before. What follows the compressed bytes is
+// no part of it.
+type gunzipped struct {
+	io.ReadCloser // compressed
+	plain         *gzip.Reader
+}
+
+func (b *gunzipped) Read(p []byte) (n int, err error) {
+	if b.plain == nil {
+		if b.plain, err = gzip.NewReader(b.ReadCloser); err != nil {
+			return 0, noEOF(err)
+		}
+	}
+	return b.plain.Read(p)
+}
 
 // errIdle is the error of a body that was ended for its silence.
 var errIdle = errors.New("no byte comes any more")

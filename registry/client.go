@@ -136,7 +136,7 @@ func NewClient(cfg ClientConfig) *Client {
 	return c
 }
 
-// Transport returns a new HTTP transport with murder's timeouts. It asks for
+// Transport returns a new HTTP transport with murder's timeouts. It knows of
 // no compression: what is hashed is the body as the registry holds it.
 func Transport() *http.Transport {
 	return &http.Transport{
@@ -240,14 +240,14 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 }
 
 // StatBlob implements [Upstream]. Object storage behind a redirect may admit
-// GET only, and some registries leave the size out of the answer to HEAD; they
-// are then asked for one byte.
+// GET only, and some registries leave the size out of the answer to HEAD, or say
+// that it is 0; they are then asked for one byte.
 func (c *Client) StatBlob(ctx context.Context, repo Repository, d digest.Digest, authorization string) (int64, error) {
 	resp, err := c.do(ctx, http.MethodHead, repo, "blobs/"+d.String(), nil, nil, authorization)
 	if err == nil {
 		resp.Body.Close()
-		if resp.ContentLength >= 0 {
-			return resp.ContentLength, nil
+		if size := resp.ContentLength; size > 0 || size == 0 && d == d.Algorithm().FromBytes(nil) {
+			return size, nil
 		}
 	} else if !headUnwelcome(err) {
 		return 0, err
@@ -266,7 +266,8 @@ func headUnwelcome(err error) bool {
 	return hasStatus(err, http.StatusMethodNotAllowed, http.StatusForbidden, http.StatusNotImplemented)
 }
 
-// GetBlob implements [Upstream].
+// GetBlob implements [Upstream]. A registry that sends a blob without its size, in
+// chunks or compressed, is asked for that apart: what has a size can be kept.
 func (c *Client) GetBlob(ctx context.Context, repo Repository, d digest.Digest, off int64, authorization string) (io.ReadCloser, int64, error) {
 	resp, err := c.getBlob(ctx, repo, d, off, authorization)
 	if err != nil {
@@ -276,6 +277,11 @@ func (c *Client) GetBlob(ctx context.Context, repo Repository, d digest.Digest, 
 	if err != nil {
 		resp.Body.Close()
 		return nil, 0, Unavailable("blob %s of %s from byte %d: %w", d, repo, off, err)
+	}
+	if size < 0 && c.cfg.Via == nil {
+		if said, err := c.StatBlob(ctx, repo, d, authorization); err == nil {
+			size = said
+		}
 	}
 	if resp.StatusCode != http.StatusPartialContent {
 		// A registry without ranges: what we have is read past.
@@ -416,6 +422,7 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	for key, values := range header {
 		req.Header[key] = values
 	}
+	req.Header.Set("Accept-Encoding", "identity")
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
@@ -426,7 +433,7 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	success := resp.StatusCode/100 == 2
 	stranger := c.cfg.Via != nil && resp.Header.Get(SeederHeader) == ""
 	if success && !isPage(resp) && !stranger {
-		return resp, nil
+		return decode(resp)
 	}
 	defer resp.Body.Close()
 	if stranger {

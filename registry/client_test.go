@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -836,13 +837,118 @@ func TestRegistryWithAWrongCertificate(t *testing.T) {
 func TestContentLengthIsKept(t *testing.T) {
 	blob, _ := content(1 << 20)
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Accept-Encoding") != "" {
+		if r.Header.Get("Accept-Encoding") != "identity" {
 			t.Errorf("asked for encoding %q", r.Header.Get("Accept-Encoding"))
 		}
 		w.Header().Set("Content-Length", strconv.Itoa(len(blob)))
 		w.Write(blob)
 	})
 	checkBlob(t, newTestClient(t, host), Repository{host, "a"}, blob, 0)
+}
+
+// A proxy before the registry compresses what nobody asked it to.
+func TestCompressedAnswers(t *testing.T) {
+	blob, d := content(1 << 20)
+	compressed := func(w http.ResponseWriter, coding string, content []byte) {
+		w.Header().Set("Content-Encoding", coding)
+		z := gzip.NewWriter(w)
+		z.Write(content)
+		z.Close()
+	}
+	for name, serveBlob := range map[string]http.HandlerFunc{
+		"always":         func(w http.ResponseWriter, r *http.Request) { compressed(w, "gzip", blob) },
+		"by an old name": func(w http.ResponseWriter, r *http.Request) { compressed(w, "X-Gzip", blob) },
+		"but no sections": func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") != "" {
+				ranges(blob)(w, r)
+				return
+			}
+			compressed(w, "gzip", blob)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkGoroutines(t)
+			host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case strings.Contains(r.URL.Path, "/manifests/"):
+					compressed(w, "gzip", []byte(testManifest))
+				case r.Method == http.MethodHead:
+					w.WriteHeader(http.StatusMethodNotAllowed)
+				default:
+					serveBlob(w, r)
+				}
+			})
+			c, repo := newTestClient(t, host), Repository{host, "a"}
+			want := digest.FromString(testManifest)
+			if desc, got, err := c.GetManifest(t.Context(), repo, want.String(), ""); err != nil || string(got) != testManifest || desc.Size != int64(len(got)) {
+				t.Errorf("GetManifest = %v, %q, %v", desc, got, err)
+			}
+			for _, off := range []int64{0, 1000} {
+				body, _, err := c.GetBlob(t.Context(), repo, d, off, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, blob[off:]) {
+					t.Errorf("the blob from %d = %d bytes, %v", off, len(got), err)
+				}
+				body.Close()
+			}
+		})
+	}
+}
+
+func TestUnknownEncoding(t *testing.T) {
+	checkGoroutines(t)
+	blob, d := content(1000)
+	for status, coding := range map[int]string{200: "br", 206: "gzip"} {
+		host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", coding)
+			w.Header().Set("Content-Range", "bytes 0-999/1000")
+			w.WriteHeader(status)
+			w.Write(blob)
+		})
+		_, _, err := newTestClient(t, host).GetBlob(t.Context(), Repository{host, "a"}, d, 0, "")
+		if err == nil || Refused(err) || !strings.Contains(err.Error(), coding) {
+			t.Errorf("GetBlob encoded as %s = %v, want an Unavailable that says so", coding, err)
+		}
+	}
+}
+
+// A body that comes in chunks has no size; the registry tells it when it is asked.
+func TestSizeIsAskedFor(t *testing.T) {
+	blob, d := content(1000)
+	for name, test := range map[string]struct {
+		head func(http.ResponseWriter)
+		want int64
+	}{
+		"HEAD tells it":     {func(w http.ResponseWriter) { w.Header().Set("Content-Length", "1000") }, 1000},
+		"HEAD says 0":       {func(w http.ResponseWriter) { w.Header().Set("Content-Length", "0") }, 1000},
+		"HEAD says nothing": {func(w http.ResponseWriter) { w.(http.Flusher).Flush() }, 1000},
+		"nobody tells it":   {nil, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkGoroutines(t)
+			host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.Method == http.MethodHead && test.head != nil:
+					test.head(w)
+				case r.Header.Get("Range") != "" && test.head != nil:
+					ranges(blob)(w, r)
+				default:
+					w.(http.Flusher).Flush()
+					w.Write(blob)
+				}
+			})
+			body, size, err := newTestClient(t, host).GetBlob(t.Context(), Repository{host, "a"}, d, 0, "")
+			if err != nil || size != test.want {
+				t.Fatalf("GetBlob = %d bytes, %v, want %d", size, err, test.want)
+			}
+			defer body.Close()
+			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, blob) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
 }
 
 // A registry that --seeder names by mistake is not believed about the images of

@@ -80,7 +80,7 @@ func TestPassesThrough(t *testing.T) {
 	s := newSeederIn(t, dir, up)
 	b := random(big, 30)
 	d := up.Push(t, "app", false, b)
-	up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
+	up.Fail(&registrytest.Fault{Method: "*", Left: -1, At: big, NoSize: true, NoRange: true})
 	s.pull(t, "app", d, "").mustBe(t, b)
 	up.Mend()
 	s.pull(t, "app", d, "").mustBe(t, b)

@@ -132,7 +132,7 @@ func TestTorrentOfWhatFails(t *testing.T) {
 	if a := s.request(t, "GET", torrentPath("app", d)+"&wait=30s", ""); a.status != http.StatusBadGateway {
 		t.Errorf("wrong bytes: %d %q, want 502", a.status, clip(a.body))
 	}
-	up.Fail(&registrytest.Fault{Left: -1, At: big, NoSize: true})
+	up.Fail(&registrytest.Fault{Method: "*", Left: -1, At: big, NoSize: true, NoRange: true})
 	s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
 	up.Away()
 	s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustRefuse(t, http.StatusBadGateway, "UNAVAILABLE")
