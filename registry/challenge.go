@@ -67,6 +67,7 @@ func (c Challenge) Exchange(ctx context.Context, client *http.Client, basic stri
 	if err != nil {
 		return "", 0, fmt.Errorf("token server: %w", err)
 	}
+	req.Header.Set("User-Agent", userAgent)
 	if basic != "" {
 		req.Header.Set("Authorization", basic)
 	}

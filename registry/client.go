@@ -38,12 +38,12 @@ const (
 	// not some other registry that listens there.
 	MirrorHeader = "Murder-Mirror"
 
+	// userAgent is murder's name for registries: some turn away who has none, or
+	// that of a programming language.
+	userAgent = "murder"
+
 	maxErrorBody = 64 << 10
 	dialTimeout  = 3 * time.Second
-	// A registry may itself be a cache that fetches before it answers. But a
-	// mirror waits twice, for the seeder's question and for its own, and an
-	// engine has another way when it is told no in time.
-	answerTimeout = 10 * time.Second
 	// idleTimeout ends a body of which nothing comes any more.
 	idleTimeout = 10 * time.Second
 )
@@ -114,6 +114,7 @@ type Client struct {
 	near   http.Client // for those that may be on this machine
 	tokens *anonymousTokens
 	idle   time.Duration
+	prompt time.Duration // for the head of an answer that is no blob's; 0 = the transport's
 }
 
 var _ Upstream = (*Client)(nil)
@@ -130,6 +131,9 @@ func NewClient(cfg ClientConfig) *Client {
 		far, near = bounded(false), bounded(true)
 	}
 	c := &Client{cfg: cfg, idle: cmp.Or(cfg.Idle, idleTimeout)}
+	if cfg.Transport == nil && cfg.Via == nil {
+		c.prompt = answerTimeout
+	}
 	c.http = http.Client{Transport: far, CheckRedirect: c.redirect}
 	c.near = http.Client{Transport: near, CheckRedirect: c.redirect}
 	c.tokens = newAnonymousTokens(c.to)
@@ -143,7 +147,7 @@ func Transport() *http.Transport {
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout:   dialTimeout,
-		ResponseHeaderTimeout: answerTimeout,
+		ResponseHeaderTimeout: blobTimeout,
 		DisableCompression:    true,
 		ForceAttemptHTTP2:     true,
 		MaxIdleConnsPerHost:   16,
@@ -260,10 +264,14 @@ func (c *Client) StatBlob(ctx context.Context, repo Repository, d digest.Digest,
 	return wholeSize(resp, 0)
 }
 
+// errInternal is in the chain of an error where a registry has failed over the question.
+var errInternal = errors.New("500 Internal Server Error")
+
 // headUnwelcome is true for answers that may be to the method rather than to
-// the question.
+// the question. Behind some proxies a HEAD is a bad request, or an error of theirs.
 func headUnwelcome(err error) bool {
-	return hasStatus(err, http.StatusMethodNotAllowed, http.StatusForbidden, http.StatusNotImplemented)
+	return errors.Is(err, errInternal) || hasStatus(err, http.StatusMethodNotAllowed, http.StatusForbidden,
+		http.StatusNotImplemented, http.StatusBadRequest, http.StatusNotAcceptable)
 }
 
 // GetBlob implements [Upstream]. A registry that sends a blob without its size, in
@@ -423,10 +431,11 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 		req.Header[key] = values
 	}
 	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Set("User-Agent", userAgent)
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	resp, err := c.to(repo.Host).Do(req)
+	resp, err := c.send(req, repo.Host)
 	if err != nil {
 		return nil, c.unreached(repo.Host, err)
 	}
@@ -444,6 +453,9 @@ func (c *Client) get(ctx context.Context, method, url string, repo Repository, h
 	}
 	if c.cfg.Via != nil && resp.Header.Get(UpstreamHeader) == "" {
 		return nil, Unavailable("%s answered %s of its own", c.party(repo.Host), resp.Status)
+	}
+	if resp.StatusCode == http.StatusInternalServerError {
+		return nil, Unavailable("%s answered %w", c.party(repo.Host), errInternal)
 	}
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented || resp.StatusCode/100 == 3 {
 		return nil, Unavailable("%s answered %s", c.party(repo.Host), resp.Status)

@@ -202,6 +202,8 @@ func TestStatBlob(t *testing.T) {
 		{"HEAD refused", func(w http.ResponseWriter) { w.WriteHeader(403) }, ranges(blob), 1000, 0},
 		{"HEAD not allowed", func(w http.ResponseWriter) { w.WriteHeader(405) }, ranges(blob), 1000, 0},
 		{"HEAD not implemented", func(w http.ResponseWriter) { w.WriteHeader(501) }, ranges(blob), 1000, 0},
+		{"HEAD is a bad request", func(w http.ResponseWriter) { w.WriteHeader(400) }, ranges(blob), 1000, 0},
+		{"HEAD is an error", func(w http.ResponseWriter) { w.WriteHeader(500) }, ranges(blob), 1000, 0},
 		{"HEAD without length", func(w http.ResponseWriter) { w.(http.Flusher).Flush() }, ranges(blob), 1000, 0},
 		{"no ranges", func(w http.ResponseWriter) { w.WriteHeader(405) }, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "1000")
@@ -209,7 +211,7 @@ func TestStatBlob(t *testing.T) {
 		}, 1000, 0},
 		{"both refused", func(w http.ResponseWriter) { w.WriteHeader(403) }, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) }, 0, 403},
 		{"not found", func(w http.ResponseWriter) { w.WriteHeader(404) }, ranges(blob), 0, 404},
-		{"ill", func(w http.ResponseWriter) { w.WriteHeader(500) }, ranges(blob), 0, 502},
+		{"ill", func(w http.ResponseWriter) { w.WriteHeader(500) }, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }, 0, 502},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			checkGoroutines(t)
