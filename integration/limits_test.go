@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -80,5 +81,19 @@ func liftBySignal(t *testing.T, d *daemon, config string) {
 	d.waitLine(t, "the new limits", func(line string) bool { return strings.Contains(line, `"limits changed"`) })
 	if got := d.Metrics(t).Sum("murder_cache_limit_bytes"); got != 1<<30 {
 		t.Errorf("the cache holds %.0f bytes, want 1 GiB as before", got)
+	}
+}
+
+// SIGHUP asks a daemon to read again what can be read again. Where that is nothing, it goes on all the same.
+func TestHangupEndsNoDaemon(t *testing.T) {
+	for _, role := range []string{"seeder", "mirror"} {
+		t.Run(role, func(t *testing.T) {
+			d := startDaemon(t, role, daemonConfig{})
+			d.Signal(t, syscall.SIGHUP)
+			d.waitLine(t, "what SIGHUP is for", func(line string) bool { return strings.Contains(line, "SIGHUP has the file of --config read again") })
+			if a := get(t, d.URL()+"/livez"); a.Status != http.StatusOK {
+				t.Errorf("after SIGHUP the %s answers %d", role, a.Status)
+			}
+		})
 	}
 }

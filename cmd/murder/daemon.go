@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -52,6 +54,7 @@ type daemon struct {
 	insecure []string
 	tls      *mtls.Identity // nil = none
 	limits   *limits
+	hangups  chan os.Signal // SIGHUP
 	profiles *profiles      // nil = none are asked for
 	traces   *otlp.Exporter // nil = none are asked for
 	cli      *cli.Context
@@ -79,7 +82,7 @@ type part interface {
 
 // openDaemon takes what a daemon needs of the host.
 func openDaemon(c *cli.Context, role string) (_ *daemon, err error) {
-	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry(), seederTLS: new(seederTLS)}
+	d := &daemon{role: role, cli: c, log: newLogger(c), metrics: prometheus.NewRegistry(), seederTLS: new(seederTLS), hangups: catchHangups()}
 	d.limits = newLimits(c, d.log)
 	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(c.Context))
 	defer func() {
@@ -210,7 +213,7 @@ func (d *daemon) run(p part, status http.HandlerFunc) error {
 	if d.beside != nil {
 		group.Go(func() error { return d.beside(ctx) })
 	}
-	group.Go(func() error { d.limits.reloadOnHangup(ctx, d.cli); return nil })
+	group.Go(func() error { d.limits.reloadOnHangup(ctx, d.hangups, d.cli); return nil })
 	if d.profiles != nil {
 		group.Go(func() error { return d.profiles.run(ctx) })
 	}
@@ -249,6 +252,7 @@ func (d *daemon) evicted(gone digest.Digest) {
 // close releases what openDaemon took; it may be called twice.
 func (d *daemon) close() {
 	d.stop()
+	signal.Stop(d.hangups)
 	d.traces.Close()
 	if d.listener != nil {
 		d.listener.Close()

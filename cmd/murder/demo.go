@@ -99,7 +99,7 @@ func (d *demo) run(ctx context.Context) (report *demoReport, err error) {
 func (d *demo) heedSignals(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	done := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {

@@ -160,21 +160,27 @@ func parseLimits(body []byte) (map[string]string, error) {
 	return to, nil
 }
 
-// reloadOnHangup reads the limits from the file of --config again at each SIGHUP until ctx ends. A daemon without such a file is ended by
-// SIGHUP, as programs are whose terminal is closed.
-func (l *limits) reloadOnHangup(ctx context.Context, c *cli.Context) {
-	file := c.String(configFlag)
-	if file == "" {
-		return
-	}
+// catchHangups keeps SIGHUP from ending the program from now on: it asks a daemon to read again what can be read again, and it may come
+// before the daemon is ready for that.
+func catchHangups() chan os.Signal {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+	return hangups
+}
+
+// reloadOnHangup reads the limits from the file of --config again at each SIGHUP until ctx ends. Without such a file there is nothing to be
+// done: certificates and tokens are read again by themselves.
+func (l *limits) reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, c *cli.Context) {
+	file := c.String(configFlag)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hangups:
+		}
+		if file == "" {
+			l.log.Info("SIGHUP has the file of --config read again, and there is none; `murder limits` changes limits, certificates and tokens are read again by themselves")
+			continue
 		}
 		if err := l.reload(c, file); err != nil {
 			l.log.Error("config not read again, the limits stay", "file", file, "err", err)

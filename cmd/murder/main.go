@@ -61,7 +61,7 @@
 // The exit code is 0 for success, 1 when the work failed and 2 when the command line, the environment or the file of --config is wrong;
 // then one line on stderr names what is wrong and what would be right. It is 3 when `murder prefetch --fleet` has not brought enough hosts
 // to be ready in its time, though none has failed that would have been needed. The first SIGINT or SIGTERM stops in good order, a second at once.
-// SIGHUP has a daemon with --config read upload-limit, download-limit and cache-size from that file again.
+// SIGHUP has a daemon read upload-limit, download-limit and cache-size from the file of --config again, and never ends it.
 package main
 
 import (

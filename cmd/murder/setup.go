@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os/signal"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -108,10 +110,15 @@ func setupAction(pick func(*cli.Context) (engine.Engine, error)) cli.ActionFunc 
 			printNotes(c, plan)
 			return nil
 		}
-		if err := runPlan(c, plan); err != nil || !c.Bool("hold") {
+		if !c.Bool("hold") {
+			return runPlan(c, plan)
+		}
+		ctx, stop := signal.NotifyContext(c.Context, syscall.SIGHUP) // of a terminal that is closed
+		defer stop()
+		if err := runPlan(c, plan); err != nil {
 			return err
 		}
-		<-c.Context.Done()
+		<-ctx.Done()
 		if plan, err = e.Undo(); err != nil {
 			return err
 		}
