@@ -57,8 +57,9 @@ func checkGlob(s string) error {
 	if _, err := path.Match(s, ""); err != nil {
 		return err
 	}
-	if !strings.Contains(s, "/") || !strings.Contains(s, ":") {
-		return errors.New("it is for names such as reg.example/team/app:v1")
+	host, rest, _ := strings.Cut(s, "/")
+	if !strings.ContainsAny(host, ".:*?[") && host != "localhost" || !strings.ContainsAny(rest, ":*?[") {
+		return errors.New("it is for names with registry and tag, such as reg.example/team/app:v1 or docker.io/library/debian:12")
 	}
 	return nil
 }

@@ -28,9 +28,15 @@ const (
 	// every time.
 	maxTags = 100
 	// maxPages and maxPage bound what is read of a list of tags: pages, and bytes of one.
-	maxPages, maxPage = 50, 4 << 20
+	// Some registries give a hundred tags a page, others all of them at once, whatever they
+	// are asked for.
+	maxPages, maxPage = 500, 32 << 20
 	// pageSize is how many tags a registry is asked for at a time.
 	pageSize = 1000
+	// maxRefusals is how many tags one after the other a registry may fail to answer for
+	// before it is left in peace: one whose manifest it has lost is no reason to overlook
+	// the others.
+	maxRefusals = 3
 	// maxWait bounds the time between two looks at a registry that does not answer.
 	maxWait = 30 * time.Minute
 )
@@ -158,37 +164,57 @@ func (w *Watch) report(err error, wait time.Duration) {
 	}
 }
 
-// look asks for all tags once.
+// look asks for all tags once, for the latest first: of these it hears also from a registry
+// that has enough before the end. They are told of in their order, so that the latest is what
+// a cache that is too small for all of them keeps.
 func (w *Watch) look(ctx context.Context) error {
 	tags, err := w.tags(ctx)
 	if err != nil {
 		return err
 	}
+	has, unknown, failed := w.heads(ctx, tags)
 	now := make(map[string]digest.Digest)
-	var failed error
 	for _, tag := range tags {
-		d, err := w.Registry.Head(ctx, w.Pattern.Repo, tag)
-		if err != nil {
-			failed = err
-			if gone(err) { // it has been deleted meanwhile
-				failed = nil
-				continue
-			}
-			break
-		}
-		if w.seen[tag] == d || w.Found(Push{Repo: w.Pattern.Repo, Kind: registry.Manifest, Tag: tag, Digest: d}) {
+		d, ok := has[tag]
+		if ok && (w.seen[tag] == d || w.Found(Push{Repo: w.Pattern.Repo, Kind: registry.Manifest, Tag: tag, Digest: d})) {
 			now[tag] = d
 		}
 	}
-	if failed != nil { // those that were not asked for are as they were
-		for tag, d := range w.seen {
-			if _, ok := now[tag]; !ok {
-				now[tag] = d
-			}
+	for _, tag := range unknown { // they are as they were
+		if d, ok := w.seen[tag]; ok {
+			now[tag] = d
 		}
 	}
 	w.seen = now
 	return failed
+}
+
+// heads asks for the digests of tags, the last first. Those that have been deleted have
+// none; unknown are those for which there was no answer, and failed is why.
+func (w *Watch) heads(ctx context.Context, tags []string) (has map[string]digest.Digest, unknown []string, failed error) {
+	has = make(map[string]digest.Digest)
+	refusals := 0
+	for i, tag := range slices.Backward(tags) {
+		d, err := w.Registry.Head(ctx, w.Pattern.Repo, tag)
+		switch {
+		case err == nil:
+			has[tag], refusals = d, 0
+			continue
+		case gone(err):
+			continue
+		}
+		unknown, failed = append(unknown, tag), err
+		if refusals++; refusals == maxRefusals || enough(err) || ctx.Err() != nil {
+			return has, append(unknown, tags[:i]...), failed
+		}
+	}
+	return has, unknown, failed
+}
+
+// enough is true of a registry's answer that it is asked too much.
+func enough(err error) bool {
+	e, ok := errors.AsType[*registry.Error](err)
+	return ok && e.Status == http.StatusTooManyRequests
 }
 
 func gone(err error) bool {
@@ -204,8 +230,11 @@ func (w *Watch) tags(ctx context.Context) ([]string, error) {
 	}
 	var tags []string
 	query := url.Values{"n": {strconv.Itoa(pageSize)}}
-	for range maxPages {
-		page, last, err := w.page(ctx, query)
+	for n := 1; query != nil; n++ {
+		if n > maxPages {
+			return nil, fmt.Errorf("list of tags of %s: it has more than %d pages", w.Pattern.Repo, maxPages)
+		}
+		page, next, err := w.page(ctx, query)
 		if err != nil {
 			return nil, err
 		}
@@ -214,51 +243,60 @@ func (w *Watch) tags(ctx context.Context) ([]string, error) {
 				tags = append(tags, tag)
 			}
 		}
-		if last == "" || last == query.Get("last") {
+		tags = w.latest(tags)
+		if next.Encode() == query.Encode() { // it leads to itself
 			break
 		}
-		query.Set("last", last)
-	}
-	slices.SortFunc(tags, compareTags)
-	tags = slices.Compact(tags)
-	if len(tags) > maxTags {
-		if !w.many {
-			w.many = true
-			w.Log.Warn("more tags than are watched, only the last are", "pattern", w.Pattern.String(), "tags", len(tags), "watched", maxTags)
-		}
-		tags = tags[len(tags)-maxTags:]
+		query = next
 	}
 	return tags, nil
 }
 
-// page asks for one page of the list of tags. last is where the next begins, or "".
-func (w *Watch) page(ctx context.Context, query url.Values) (tags []string, last string, err error) {
+// latest sorts tags and leaves as many of them as are watched.
+func (w *Watch) latest(tags []string) []string {
+	slices.SortFunc(tags, compareTags)
+	tags = slices.Compact(tags)
+	if len(tags) <= maxTags {
+		return tags
+	}
+	if !w.many {
+		w.many = true
+		w.Log.Warn("more tags than are watched, only the last are", "pattern", w.Pattern.String(), "watched", maxTags)
+	}
+	return slices.Clone(tags[len(tags)-maxTags:])
+}
+
+// page asks for one page of the list of tags. next is what to ask for the next one, or nil.
+func (w *Watch) page(ctx context.Context, query url.Values) (tags []string, next url.Values, err error) {
 	resp, err := w.Registry.Tags(ctx, w.Pattern.Repo, query)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	defer resp.Body.Close()
 	var list struct {
 		Tags []string `json:"tags"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPage)).Decode(&list); err != nil {
-		return nil, "", fmt.Errorf("list of tags of %s: %w", w.Pattern.Repo, err)
+		return nil, nil, fmt.Errorf("list of tags of %s: %w", w.Pattern.Repo, err)
 	}
-	return list.Tags, nextPage(resp.Header.Get("Link")), nil
+	return list.Tags, nextPage(resp.Header.Values("Link")), nil
 }
 
-// nextPage is the last= of a Link header that leads to the next page (RFC 8288), or "".
-// Where else it leads is of no interest: a registry has but one list of tags.
-func nextPage(link string) string {
-	target, params, ok := strings.Cut(strings.TrimSpace(link), ">")
-	if !ok || !strings.HasPrefix(target, "<") || !strings.Contains(params, "next") {
-		return ""
+// nextPage is the query of the Link header that leads to the next page (RFC 8288), or nil.
+// Which parameter names the page is the registry's affair: as a rule last, with Quay
+// next_page. Where else the link leads is of no interest: a registry has but one list of
+// tags.
+func nextPage(links []string) url.Values {
+	for _, link := range links {
+		target, params, ok := strings.Cut(strings.TrimSpace(link), ">")
+		if !ok || !strings.HasPrefix(target, "<") || !strings.Contains(params, "next") {
+			continue
+		}
+		if u, err := url.Parse(target[1:]); err == nil && u.RawQuery != "" {
+			return u.Query()
+		}
 	}
-	u, err := url.Parse(target[1:])
-	if err != nil {
-		return ""
-	}
-	return u.Query().Get("last")
+	return nil
 }
 
 // compareTags orders tags so that v1.9 comes before v1.10: digits count as the numbers

@@ -1,6 +1,7 @@
 package pushes
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -58,7 +59,10 @@ func TestCompareTags(t *testing.T) {
 type tagged struct {
 	mu    sync.Mutex
 	tags  map[string]digest.Digest
-	fail  error
+	most  int              // tags of a page, whatever is asked for; 0 = as many as are
+	by    string           // the parameter that names a page; "" = last
+	fail  error            // of the list
+	ill   map[string]error // of tags
 	heads int
 	lists []time.Time
 }
@@ -67,6 +71,9 @@ func (r *tagged) Head(_ context.Context, _ registry.Repository, tag string) (dig
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.heads++
+	if err := r.ill[tag]; err != nil {
+		return "", err
+	}
 	d, ok := r.tags[tag]
 	if !ok {
 		return "", &registry.Error{Status: http.StatusNotFound}
@@ -82,16 +89,18 @@ func (r *tagged) Tags(_ context.Context, _ registry.Repository, query url.Values
 		return nil, r.fail
 	}
 	var tags []string
+	by := cmp.Or(r.by, "last")
 	for tag := range r.tags {
-		if tag > query.Get("last") {
+		if tag > query.Get(by) {
 			tags = append(tags, tag)
 		}
 	}
 	slices.Sort(tags)
 	header := http.Header{}
-	if n, _ := strconv.Atoi(query.Get("n")); len(tags) > n {
+	n, _ := strconv.Atoi(query.Get("n"))
+	if n = min(n, cmp.Or(r.most, n)); len(tags) > n {
 		tags = tags[:n]
-		header.Set("Link", fmt.Sprintf(`</v2/app/tags/list?last=%s&n=%d>; rel="next"`, tags[n-1], n))
+		header.Set("Link", fmt.Sprintf(`</v2/app/tags/list?%s=%s&n=%d>; rel="next"`, by, tags[n-1], n))
 	}
 	body, err := json.Marshal(map[string]any{"name": "app", "tags": tags})
 	return &http.Response{Header: header, Body: io.NopCloser(strings.NewReader(string(body)))}, err
@@ -207,6 +216,69 @@ func TestWatchManyTags(t *testing.T) {
 		_, heads := r.asked()
 		if len(found) != maxTags || found[0] != "v2400=1" || found[maxTags-1] != "v2499=1" || heads > 2*maxTags {
 			t.Errorf("found %d with %d questions: %v", len(found), heads, found)
+		}
+	})
+}
+
+// However a registry names its pages, and however small it makes them, the latest tags are
+// found on the last of them.
+func TestWatchPages(t *testing.T) {
+	for name, r := range map[string]*tagged{"as Quay": {by: "next_page"}, "a hundred a page": {most: 100}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r.tags = map[string]digest.Digest{}
+				for i := range 9000 {
+					r.tags[fmt.Sprintf("v%05d", i)] = one
+				}
+				if found := watching(t, r, "app", all)(); len(found) != maxTags || found[maxTags-1] != "v08999=1" {
+					t.Errorf("found %d: %v", len(found), found)
+				}
+			})
+		})
+	}
+}
+
+// A tag for which the registry does not answer hides no other, and is as it was.
+func TestWatchTagThatIsIll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one, "v2": one, "v3": one}}
+		found := watching(t, r, "app", all)
+		mustFind(t, found(), "v1=1", "v2=1", "v3=1")
+		r.set(func() {
+			r.ill = map[string]error{"v2": registry.Unavailable("its manifest is lost")}
+			r.tags["v1"], r.tags["v3"] = two, two
+		})
+		mustFind(t, found(), "v1=2", "v3=2")
+		time.Sleep(10 * maxWait)
+		mustFind(t, found())
+		r.set(func() { r.ill = nil })
+		time.Sleep(10 * maxWait)
+		mustFind(t, found())
+	})
+}
+
+// A registry that has enough of questions is asked no more of them, and has answered for
+// the latest tags by then.
+func TestWatchTooManyQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{}, ill: map[string]error{"v5": &registry.Error{Status: http.StatusTooManyRequests}}}
+		for i := range 10 {
+			r.tags[fmt.Sprintf("v%d", i)] = one
+		}
+		found := watching(t, r, "app", all)
+		mustFind(t, found(), "v6=1", "v7=1", "v8=1", "v9=1")
+		if _, heads := r.asked(); heads != 5 {
+			t.Errorf("asked for %d tags, want 5", heads)
+		}
+		r.set(func() {
+			r.ill, r.heads = map[string]error{}, 0
+			for tag := range r.tags {
+				r.ill[tag] = registry.Unavailable("down")
+			}
+		})
+		time.Sleep(2 * time.Minute)
+		if _, heads := r.asked(); heads != maxRefusals {
+			t.Errorf("asked a registry that is down for %d tags, want %d", heads, maxRefusals)
 		}
 	})
 }
