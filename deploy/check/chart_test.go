@@ -535,24 +535,42 @@ func TestBadValues(t *testing.T) {
 	for values, want := range map[string]string{
 		`{}`:                                   "image.repository",
 		`{image: {repository: r}, mirorr: {}}`: "mirorr",
-		`{image: {repository: r}, mirror: {port: 0}}`:                                         "port",
-		`{image: {repository: r}, mirror: {network: none}}`:                                   "network",
-		`{image: {repository: r}, mirror: {cacheSize: plenty}}`:                               "cacheSize",
-		`{image: {repository: r}, mirror: {extraArgs: [log-level]}}`:                          "extraArgs",
-		`{image: {repository: r}, mirror: {criSocket: "unix:///run/x.sock"}}`:                 "criSocket",
-		`{image: {repository: r}, mirror: {engineStore: content}}`:                            "engineStore",
-		`{image: {repository: r}, seeder: {replicas: -1}}`:                                    "replicas",
-		`{image: {repository: r}, containerd: {certsDir: certs.d}}`:                           "certsDir",
-		`{image: {repository: r}, registries: {insecure: ["http://r"]}}`:                      "insecure",
-		`{image: {repository: r}, tls: {seederSecret: a}}`:                                    "set both or neither",
-		`{image: {repository: r}, networkPolicy: {enabled: true}}`:                            "networkPolicy.nodeCIDRs",
-		`{image: {repository: r}, networkPolicy: {enabled: true, nodeCIDRs: [nodes]}}`:        "nodeCIDRs",
-		`{image: {repository: r}, mirror: {metricsPort: 0}, serviceMonitor: {enabled: true}}`: "mirror.metricsPort",
-		`{image: {repository: r}, mirror: {priorityClassName: 3}}`:                            "priorityClassName",
+		`{image: {repository: r}, mirror: {port: 0}}`:                                                                                "port",
+		`{image: {repository: r}, mirror: {network: none}}`:                                                                          "network",
+		`{image: {repository: r}, mirror: {cacheSize: plenty}}`:                                                                      "cacheSize",
+		`{image: {repository: r}, mirror: {extraArgs: [log-level]}}`:                                                                 "extraArgs",
+		`{image: {repository: r}, mirror: {criSocket: "unix:///run/x.sock"}}`:                                                        "criSocket",
+		`{image: {repository: r}, mirror: {engineStore: content}}`:                                                                   "engineStore",
+		`{image: {repository: r}, seeder: {replicas: -1}}`:                                                                           "replicas",
+		`{image: {repository: r}, containerd: {certsDir: certs.d}}`:                                                                  "certsDir",
+		`{image: {repository: r}, registries: {insecure: ["http://r"]}}`:                                                             "insecure",
+		`{image: {repository: r}, tls: {seederSecret: a}}`:                                                                           "set both or neither",
+		`{image: {repository: r}, networkPolicy: {enabled: true}}`:                                                                   "networkPolicy.nodeCIDRs",
+		`{image: {repository: r}, networkPolicy: {enabled: true, nodeCIDRs: [nodes]}}`:                                               "nodeCIDRs",
+		`{image: {repository: r}, mirror: {metricsPort: 0}, serviceMonitor: {enabled: true}}`:                                        "mirror.metricsPort",
+		`{image: {repository: r}, mirror: {priorityClassName: 3}}`:                                                                   "priorityClassName",
+		`{image: {repository: r}, mirror: {peerPort: 7080}}`:                                                                         "must differ",
+		`{image: {repository: r}, mirror: {port: 7082}}`:                                                                             "must differ",
+		`{image: {repository: r}, mirror: {updateStrategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}}}`: "maxSurge",
 	} {
 		if _, err := render(values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error about %s", values, err, want)
 		}
+	}
+}
+
+// TestWordsStayWhole: what YAML could take for its own in a value reaches the daemon as it was written.
+func TestWordsStayWhole(t *testing.T) {
+	values := `{image: {repository: r}, mirror: {labels: {pool: "gpu #1: \"fast\"", of: "{{ .Values }}"}},
+		containerd: {registries: ["[::1]:5000"]}, registries: {allow: ["*.corp.example", "reg #2: x"]}}`
+	pod := mustRender(t, values).mirror.Spec.Template.Spec
+	for _, want := range []string{`--label=pool=gpu #1: "fast"`, `--label=of={{ .Values }}`, "--allow-registry=*.corp.example", "--allow-registry=reg #2: x"} {
+		if args := pod.Containers[0].Args; !slices.Contains(args, want) {
+			t.Errorf("the mirror is not told %s: %q", want, args)
+		}
+	}
+	if c, _ := leadsContainerd(pod); !slices.Contains(c.Args, "--registry=[::1]:5000") {
+		t.Errorf("containerd is led by %q", c.Args)
 	}
 }
 

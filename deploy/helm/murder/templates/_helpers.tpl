@@ -37,12 +37,12 @@ seccompProfile: {type: RuntimeDefault}
 
 {{/* Flags that both daemons have. */}}
 {{- define "murder.args" -}}
-- --default-registry={{ .Values.registries.default }}
+- {{ printf "--default-registry=%s" .Values.registries.default | quote }}
 {{- range .Values.registries.insecure }}
-- --insecure-registry={{ . }}
+- {{ printf "--insecure-registry=%s" . | quote }}
 {{- end }}
 {{- range .Values.registries.allow }}
-- --allow-registry={{ . }}
+- {{ printf "--allow-registry=%s" . | quote }}
 {{- end }}
 {{- if eq (include "murder.scheme" .) "https" }}
 - --tls-cert=/etc/murder/tls/tls.crt
