@@ -15,9 +15,12 @@ const (
 
 	// When endPieces or fewer are missing, and all are asked for, there is nothing
 	// else to do, and what is fetched twice are these few.
+	// On a thin link it takes as long as endTurns pieces take to come in at our rate, and
+	// half of that for the silence, until others who asked a peer before have had theirs.
 	endPieces  = 16
 	endSilence = 300 * time.Millisecond
 	endAsk     = 500 * time.Millisecond
+	endTurns   = 16
 
 	// For the one piece that a reader stands at there is less patience, too.
 	urgentSilence = 500 * time.Millisecond
@@ -57,6 +60,10 @@ func (l *Leech) late(p *Peer, now time.Duration) (int, bool) {
 	after, silence := lateAsk, lateSilence
 	if l.missing <= endPieces {
 		after, silence = endAsk, endSilence
+		if l.meter.rate > 0 {
+			turns := time.Duration(endTurns * float64(l.pieceLen) / l.meter.rate * float64(time.Second))
+			after, silence = min(max(after, turns), lateAsk), min(max(silence, turns/2), lateSilence)
+		}
 	}
 	best, oldest, first := -1, now, now
 	for _, o := range l.peers {

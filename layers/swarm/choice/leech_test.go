@@ -211,6 +211,39 @@ func TestLatePieceIsAskedAgain(t *testing.T) {
 	}
 }
 
+// At the end others are asked for what is late, and later on a thin link, where a piece
+// that is on its way takes longer.
+func TestEndOfTheBlob(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		each        time.Duration // for a piece, on our link
+		early, late time.Duration // after it was asked for
+	}{
+		{"fast", 5 * time.Millisecond, 450 * time.Millisecond, 550 * time.Millisecond},
+		{"thin", 100 * time.Millisecond, 1500 * time.Millisecond, 1700 * time.Millisecond},
+		{"very thin", time.Second, 2900 * time.Millisecond, 3100 * time.Millisecond},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := newLeech(100)
+			p, other := has(l, choice.Near, 0, upTo(100)...), has(l, choice.Near, 0)
+			now := time.Duration(0)
+			for range 99 {
+				i := next(l, p, now)
+				now += test.each
+				deliver(l, p, i, now)
+			}
+			last := next(l, p, now)
+			l.Have(other, last)
+			if got := next(l, other, now+test.early); got != -1 {
+				t.Errorf("piece %d, on its way from another for %v, is asked for again", got, test.early)
+			}
+			if got := next(l, other, now+test.late); got != last {
+				t.Errorf("Next = %d, want piece %d, waited for for %v", got, last, test.late)
+			}
+		})
+	}
+}
+
 // A peer that brings nothing is not given another piece for each that is had elsewhere in
 // its place, or a few such peers would hold up the reader again and again. When it sends
 // something, or after a while, it is asked as any other.
