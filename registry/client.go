@@ -555,6 +555,8 @@ func codeFor(status int, path string) string {
 			return CodeManifestUnknown
 		case strings.Contains(path, "/blobs/"):
 			return CodeBlobUnknown
+		case strings.Contains(path, "/referrers/"): // of which a registry without that API knows nothing
+			return CodeUnsupported
 		}
 		return CodeNameUnknown
 	case http.StatusTooManyRequests:
