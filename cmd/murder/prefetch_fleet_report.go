@@ -32,7 +32,7 @@ func (r *fleetResult) print(w io.Writer, asJSON bool) error {
 	for _, img := range j.Images {
 		fmt.Fprintf(w, "%s is %s\n", img.Ref, img.Digest)
 	}
-	fmt.Fprintf(w, "%s, after %s: %s\n", hostsText(j), tookText(millis(r.TookMS)), sources(j.From))
+	fmt.Fprintf(w, "%s, after %s%s\n", hostsText(j), tookText(millis(r.TookMS)), broughtText(j))
 	if rest := j.Hosts - j.Ready - j.Failed; r.OK && rest > 0 && j.State == fleet.Running {
 		fmt.Fprintf(w, "%d go on until %s\n", rest, j.Expires.Local().Format(time.TimeOnly))
 	}
@@ -43,6 +43,14 @@ func (r *fleetResult) print(w io.Writer, asJSON bool) error {
 		}
 	}
 	return t.Flush()
+}
+
+// broughtText says where what the hosts have came from; nothing where they have nothing.
+func broughtText(j *fleet.Job) string {
+	if sources(j.From) == (sources{}) && j.Ready == 0 {
+		return ""
+	}
+	return ": " + sources(j.From).String()
 }
 
 func stateText(t fleet.Target) string {

@@ -289,3 +289,17 @@ func TestPrefetchFleetIsWithdrawn(t *testing.T) {
 		t.Errorf("jobs = %+v, want one cancelled", jobs)
 	}
 }
+
+// Hosts that have not brought a byte are not said to have missed none.
+func TestFleetThatHasNothing(t *testing.T) {
+	for want, j := range map[string]fleet.Job{
+		"0 of 3 hosts ready, 3 away, after 1.00s\n":              {Hosts: 3, Away: 3},
+		"3 of 3 hosts ready, after 1.00s: nothing was missing\n": {Hosts: 3, Ready: 3},
+		"1 of 3 hosts ready, after 1.00s: 5 B from peers\n":      {Hosts: 3, Ready: 1, From: fleet.Sources{Peer: 5}},
+	} {
+		var out strings.Builder
+		if err := (&fleetResult{TookMS: 1000, Job: &j}).print(&out, false); err != nil || out.String() != want {
+			t.Errorf("%q, %v; want %q", out.String(), err, want)
+		}
+	}
+}

@@ -100,6 +100,7 @@ type Watch struct {
 
 	seen  map[string]digest.Digest
 	many  bool // it has been said that there are too many
+	none  bool // it has been said that the repository is not there
 	fails int
 }
 
@@ -235,9 +236,17 @@ func (w *Watch) tags(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("list of tags of %s: it has more than %d pages", w.Pattern.Repo, maxPages)
 		}
 		page, next, err := w.page(ctx, query)
+		if gone(err) && n == 1 { // nothing has been pushed to it yet
+			if !w.none {
+				w.none = true
+				w.Log.Warn("repository to be watched is not there, it is looked for again and again", "pattern", w.Pattern.String())
+			}
+			return nil, nil
+		}
 		if err != nil {
 			return nil, err
 		}
+		w.none = false
 		for _, tag := range page {
 			if w.Pattern.matches(tag) {
 				tags = append(tags, tag)

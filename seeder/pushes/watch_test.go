@@ -193,6 +193,18 @@ func TestWatchOneTag(t *testing.T) {
 	})
 }
 
+// A repository to which nothing has been pushed yet is looked for at the usual pace.
+func TestWatchRepositoryToCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one}, fail: &registry.Error{Status: http.StatusNotFound}}
+		found := watching(t, r, "app:v*", all)
+		time.Sleep(24 * time.Hour)
+		mustFind(t, found())
+		r.set(func() { r.fail = nil })
+		mustFind(t, found(), "v1=1")
+	})
+}
+
 // What could not be taken is told of again.
 func TestWatchIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
