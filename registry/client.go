@@ -227,10 +227,7 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 	if len(content) > MaxManifest {
 		return ocispec.Descriptor{}, nil, Unavailable("manifest of %s has more than %d bytes", repo, MaxManifest)
 	}
-	var manifest struct {
-		SchemaVersion int
-		MediaType     string
-	}
+	var manifest manifestHead
 	parseErr := json.Unmarshal(content, &manifest)
 	d := digest.FromBytes(content)
 	if want, err := ParseDigest(ref); err == nil {
@@ -240,7 +237,33 @@ func (c *Client) GetManifest(ctx context.Context, repo Repository, ref, authoriz
 	} else if parseErr != nil || manifest.SchemaVersion == 0 && manifest.MediaType == "" { // a login page, say
 		return ocispec.Descriptor{}, nil, Unavailable("manifest %s of %s: the registry sent what is no manifest", ref, repo)
 	}
-	return ocispec.Descriptor{MediaType: cmp.Or(mediaType(resp), manifest.MediaType), Digest: d, Size: int64(len(content))}, content, nil
+	return ocispec.Descriptor{MediaType: cmp.Or(manifest.kind(), mediaType(resp)), Digest: d, Size: int64(len(content))}, content, nil
+}
+
+// manifestHead is what a manifest says of itself.
+type manifestHead struct {
+	SchemaVersion int             `json:"schemaVersion"`
+	MediaType     string          `json:"mediaType"`
+	Manifests     json.RawMessage `json:"manifests"`
+	Layers        json.RawMessage `json:"layers"`
+}
+
+// kind returns the manifest's media type, or "" where it does not tell. It goes before the
+// answer's header: a manifest is kept for all who may have it, of whatever registry, and
+// any of these could call it what no engine takes. OCI's need no mediaType; which of the
+// two it is their fields say then.
+func (m manifestHead) kind() string {
+	said, _, err := mime.ParseMediaType(m.MediaType)
+	switch {
+	case err == nil:
+		return said
+	case m.SchemaVersion != 2, (m.Manifests == nil) == (m.Layers == nil):
+		return ""
+	case m.Manifests != nil:
+		return ocispec.MediaTypeImageIndex
+	default:
+		return ocispec.MediaTypeImageManifest
+	}
 }
 
 // StatBlob implements [Upstream]. Object storage behind a redirect may admit

@@ -253,14 +253,29 @@ func TestGetManifestChecksTheDigest(t *testing.T) {
 	}
 }
 
+// What a manifest is says its content: whoever runs a registry could call one of another
+// registry, which we keep for that one's clients too, what no engine takes.
 func TestGetManifestTakesTheTypeFromTheContent(t *testing.T) {
+	var header []string
+	var content string
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Content-Type"] = nil
-		io.WriteString(w, testManifest)
+		w.Header()["Content-Type"] = header
+		io.WriteString(w, content)
 	})
-	desc, _, err := newTestClient(t, host).GetManifest(t.Context(), Repository{host, "a"}, "v1", "")
-	if err != nil || desc.MediaType != ocispec.MediaTypeImageManifest {
-		t.Errorf("GetManifest = %v, %v", desc, err)
+	const image, index, foreign = ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, "application/x-foreign"
+	for _, test := range []struct{ header, content, want string }{
+		{"", testManifest, image}, {foreign, testManifest, image},
+		{foreign, `{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json"}`, "application/vnd.docker.distribution.manifest.v2+json"},
+		{foreign, `{"schemaVersion":2,"manifests":[]}`, index}, {foreign, `{"schemaVersion":2,"config":{},"layers":[]}`, image},
+		// It does not say.
+		{foreign, `{"schemaVersion":2,"manifests":[],"layers":[]}`, foreign}, {foreign, `{"schemaVersion":1,"fsLayers":[]}`, foreign},
+		{foreign, `{"schemaVersion":2,"mediaType":"a\r\nX: y"}`, foreign},
+	} {
+		header, content = []string{test.header}, test.content
+		desc, _, err := newTestClient(t, host).GetManifest(t.Context(), Repository{host, "a"}, "v1", "")
+		if err != nil || desc.MediaType != test.want {
+			t.Errorf("type of %s, sent as %q = %q, %v, want %q", test.content, test.header, desc.MediaType, err, test.want)
+		}
 	}
 }
 
