@@ -279,6 +279,10 @@ func (s *Store) reopen(r *rest, d digest.Digest, size int64, origin string) (*ar
 	if err != nil {
 		return nil, err
 	}
+	if err := s.makeSpaceFor(f, size); err != nil {
+		f.Close()
+		return nil, err
+	}
 	if r.arrival != nil {
 		r.arrival.file = f
 		return r.arrival, nil
@@ -290,6 +294,20 @@ func (s *Store) reopen(r *rest, d digest.Digest, size int64, origin string) (*ar
 	}
 	a.origin = origin
 	return a, err
+}
+
+// makeSpaceFor makes the room that f lacks to have size bytes. s.names is held.
+func (s *Store) makeSpaceFor(f *os.File, size int64) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	lacks := max(0, size-taken(fi))
+	if err := s.makeSpace(lacks); err != nil {
+		return err
+	}
+	s.space.gained(-lacks)
+	return nil
 }
 
 // newArrival returns an arrival of which nothing is here.
@@ -452,6 +470,38 @@ func (a *arrival) passHere() {
 	for a.prefix%pl == 0 && a.have.has(int(a.prefix/pl)) {
 		_, a.prefix = pieceSpan(a.size, int(a.prefix/pl))
 	}
+}
+
+// giveBack frees what is reserved on disk for bytes that are not here. An arrival that
+// nobody goes on with, as a registry has broken off that promised more than it has, would
+// keep that from others for a day. It returns how many bytes that makes.
+func (a *arrival) giveBack() (freed int64) {
+	before, err := a.file.Stat()
+	if err != nil {
+		return 0
+	}
+	pl, end := PieceLength(a.size), int64(0)
+	gap := func(to int64) {
+		if to > end {
+			_ = giveBack(a.file, end, to-end) // if not, eviction will
+		}
+	}
+	if a.torrent == nil {
+		end = a.prefix
+	}
+	for i := int(end / pl); i < pieceCount(a.size); i++ {
+		if a.have.has(i) || a.unknown.has(i) || a.tail != nil && a.tail.piece == i {
+			from, to := pieceSpan(a.size, i)
+			gap(from)
+			end = to
+		}
+	}
+	gap(a.size)
+	after, err := a.file.Stat()
+	if err != nil {
+		return 0
+	}
+	return taken(before) - taken(after)
 }
 
 // hole returns how many bytes from prefix on are missing in a row.

@@ -15,7 +15,8 @@ const (
 	seekData = 3
 	seekHole = 4
 
-	fallocKeepSize = 1
+	fallocKeepSize  = 1
+	fallocPunchHole = 2
 )
 
 // dataAfter returns the first run [from, to) of f at or after off that may hold data;
@@ -33,11 +34,11 @@ func dataAfter(f *os.File, off int64) (from, to int64, ok bool, err error) {
 	return from, to, err == nil, err
 }
 
-// allocated returns the bytes a file takes on disk, which for a sparse one is less
-// than its size.
-func allocated(fi fs.FileInfo) int64 {
+// taken returns the bytes a file takes on disk, which for a sparse one is less than its
+// size, and more where some are reserved.
+func taken(fi fs.FileInfo) int64 {
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return min(fi.Size(), st.Blocks*512) // 512 whatever the block size: stat(2)
+		return st.Blocks * 512 // 512 whatever the block size: stat(2)
 	}
 	return fi.Size()
 }
@@ -50,6 +51,19 @@ func reserve(f *os.File, off, n int64) error {
 		return nil
 	}
 	return os.NewSyscallError("fallocate", err)
+}
+
+// giveBack undoes reserve for n bytes of f from off on, to which nothing was written that
+// is of use. f's length stays what it is.
+func giveBack(f *os.File, off, n int64) error {
+	fi, err := f.Stat()
+	if err == nil && off < fi.Size() {
+		err = syscall.Fallocate(int(f.Fd()), fallocPunchHole|fallocKeepSize, off, n)
+	}
+	if err == nil && off+n > fi.Size() {
+		err = f.Truncate(fi.Size()) // what is reserved behind the end goes by this alone
+	}
+	return err
 }
 
 // openQuietly opens a file for reading without that being noted as its atime, where we

@@ -18,11 +18,13 @@ func dataAfter(f *os.File, off int64) (from, to int64, ok bool, err error) {
 	return off, fi.Size(), off < fi.Size(), nil
 }
 
-// allocated takes a file for as large as it says.
-func allocated(fi fs.FileInfo) int64 { return fi.Size() }
+// taken takes a file for as large as it says.
+func taken(fi fs.FileInfo) int64 { return fi.Size() }
 
 // reserve reserves nothing.
 func reserve(_ *os.File, _, _ int64) error { return nil }
+
+func giveBack(*os.File, int64, int64) error { return nil }
 
 // diskFree cannot tell.
 func diskFree(string) (int64, error) { return 0, errors.ErrUnsupported }

@@ -261,11 +261,14 @@ func (p *Partial) commit() error {
 // whole, so nobody enters from now on.
 func (p *Partial) close() {
 	p.mu.Lock()
-	shut := p.shut
+	shut, left := p.shut, p.err != nil && p.shelved == nil && !p.isUseless(p.err)
 	p.shut = true
 	p.mu.Unlock()
 	if !shut {
 		p.work.Wait()
+		if left {
+			p.store.space.gained(p.giveBack())
+		}
 		p.file.Close()
 	}
 }
@@ -278,6 +281,7 @@ func (p *Partial) settle(err error) {
 	}
 	p.close()
 	p.store.release(p, p.leaveArrival(), err)
+	p.store.trim()
 	p.mu.Lock()
 	p.end(err)
 	pin := p.takePin()

@@ -140,7 +140,7 @@ func (s *Store) loadPartials() error {
 		case s.blobs[d] != nil || time.Since(fi.ModTime()) > restKept:
 			return s.unlinkPartial(d)
 		}
-		s.addRest(&rest{digest: d, bytes: allocated(fi), since: fi.ModTime()})
+		s.addRest(&rest{digest: d, bytes: taken(fi), since: fi.ModTime()})
 		return nil
 	})
 	return err

@@ -344,3 +344,87 @@ func arrive(t *testing.T, s *Store, b []byte, m *Metainfo, inOrder bool) error {
 	<-p.atRest
 	return p.Err()
 }
+
+// A blob that broke off keeps no more of the disk than has come: whoever can name a registry
+// could have it promise all of the disk, and send nothing.
+func TestBrokenOffBlobKeepsNoSpace(t *testing.T) {
+	const mib = 1 << 20
+	b := content(1, 20*mib)
+	m := metainfoOf(t, b)
+	for name, arrive := range map[string]func(p *Partial) int64{
+		"nothing": func(p *Partial) int64 { return 0 },
+		"in order": func(p *Partial) int64 {
+			if err := p.Append(b[:mib+100]); err != nil {
+				t.Error(err)
+			}
+			return mib + 100
+		},
+		"by pieces": func(p *Partial) (n int64) {
+			if err := p.SetTorrent(m.Torrent()); err != nil {
+				t.Error(err)
+			}
+			for _, i := range []int{1, 2, 30, 100} {
+				if err := p.WritePiece(i, pieceOf(m, b, i)); err != nil {
+					t.Error(err)
+				}
+				n += m.PieceLength()
+			}
+			if _, err := p.WriteAt(b[50*m.PieceLength():][:100], 50*m.PieceLength()); err != nil {
+				t.Error(err)
+			}
+			return n
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := smallDisk(t, "32m")
+			s := openStore(t, StoreConfig{Dir: dir + "/cache", MinFree: mib})
+			p := partial(t, s, m.Digest(), len(b))
+			await(t, p.Reserved())
+			if free := mustFree(t, dir); free > 13*mib {
+				t.Fatalf("%d bytes are free of those that were reserved", free)
+			}
+			has := arrive(p)
+			p.Fail(os.ErrDeadlineExceeded)
+			await(t, p.atRest)
+			if free := mustFree(t, dir); free < 31*mib-has {
+				t.Errorf("%d bytes are free, though no more than %d have come", free, has)
+			}
+			wantBlob(t, s, put(t, s, content(2, 25*mib)), content(2, 25*mib))
+
+			p = partial(t, s, m.Digest(), len(b)) // which makes room
+			if got := p.Received(); got != has {
+				t.Errorf("%d bytes are left of %d", got, has)
+			}
+			w := &web{b: b}
+			if err := w.fill(t, p); err != nil {
+				t.Fatal(err)
+			}
+			await(t, p.Done())
+			wantBlob(t, s, m.Digest(), b)
+		})
+	}
+}
+
+// What a crash has left counts for all that it takes of the disk.
+func TestReservedBeforeACrash(t *testing.T) {
+	const mib = 1 << 20
+	dir := smallDisk(t, "32m") + "/cache"
+	s := openStore(t, StoreConfig{Dir: dir})
+	path := s.partialPath(sha256Of(content(1, 10)))
+	s.Close()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(reserve(f, 0, 20*mib), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, StoreConfig{Dir: dir, MinFree: mib})
+	if u := s.Usage(); u.Arriving != 20*mib {
+		t.Errorf("%d bytes count as arriving, want all that are reserved", u.Arriving)
+	}
+	put(t, s, content(2, 25*mib)) // it goes for this
+	if u := s.Usage(); u.Arriving != 0 {
+		t.Errorf("usage is %+v", u)
+	}
+}
