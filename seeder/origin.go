@@ -56,8 +56,9 @@ const maxFetches = 1024
 const maxTrickle = 60
 
 // maxOther bounds the time for which a fetch from another registry is waited for, in
-// origin.otherTick: half a minute, in which engines do not lose patience.
-const maxOther = 30
+// origin.otherTick: a quarter of a minute, so that a mirror does not lose patience where the
+// own registry then takes its time.
+const maxOther = 15
 
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
