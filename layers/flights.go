@@ -2,7 +2,9 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -15,21 +17,29 @@ type Flights[F any] struct {
 }
 
 type flight[F any] struct {
+	from  string
 	who   string
 	begun chan struct{} // closed when fetch and err are set
 	fetch F
 	err   error
 }
 
+// ErrElsewhere: a fetch from another registry has been beginning for some time.
+var ErrElsewhere = errors.New("another registry is being asked for it")
+
+// elsewhere is for how long one is waited for that begins in the name of another registry.
+const elsewhere = time.Second
+
 // Join returns the fetch of d that is under way; joined is true then. If there
 // is none it begins one, alone: those who ask meanwhile wait, and join when it
 // has begun. When it has not, begin's error holds for all who ask as the same
 // who, lest a registry that hangs make one wait after the other; joined is true
-// for those who did not call begin. The others try themselves. The error may be
-// ctx's as well.
-func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, who string, begin func() (F, error)) (fetch F, joined bool, err error) {
+// for those who did not call begin. The others try themselves. Those who would have it from
+// another registry do not wait for one that hangs: their error is ErrElsewhere then. The
+// error may be ctx's as well.
+func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, from, who string, begin func() (F, error)) (fetch F, joined bool, err error) {
 	for {
-		f, mine := fs.enter(d, who)
+		f, mine := fs.enter(d, from, who)
 		if mine {
 			f.fetch, f.err = begin()
 			if f.err != nil {
@@ -38,9 +48,15 @@ func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, who string, beg
 			close(f.begun)
 			return f.fetch, false, f.err
 		}
+		var other <-chan time.Time
+		if f.from != from {
+			other = time.After(elsewhere)
+		}
 		select {
 		case <-ctx.Done():
 			return fetch, false, ctx.Err()
+		case <-other:
+			return fetch, false, ErrElsewhere
 		case <-f.begun:
 			if f.err == nil || f.who == who {
 				return f.fetch, true, f.err
@@ -49,7 +65,7 @@ func (fs *Flights[F]) Join(ctx context.Context, d digest.Digest, who string, beg
 	}
 }
 
-func (fs *Flights[F]) enter(d digest.Digest, who string) (f *flight[F], mine bool) {
+func (fs *Flights[F]) enter(d digest.Digest, from, who string) (f *flight[F], mine bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.flights[d]; f != nil {
@@ -58,7 +74,7 @@ func (fs *Flights[F]) enter(d digest.Digest, who string) (f *flight[F], mine boo
 	if fs.flights == nil {
 		fs.flights = make(map[digest.Digest]*flight[F])
 	}
-	f = &flight[F]{who: who, begun: make(chan struct{})}
+	f = &flight[F]{from: from, who: who, begun: make(chan struct{})}
 	fs.flights[d] = f
 	return f, true
 }

@@ -256,9 +256,12 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(m.ctx, m.upstream, req, err)
 		}
-		d, joined, err := m.flights.Join(ctx, req.Digest, req.Asker(), func() (*download, error) { return m.begin(ctx, req) })
+		d, joined, err := m.flights.Join(ctx, req.Digest, req.Repo.Host, req.Asker(), func() (*download, error) { return m.begin(ctx, req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
+		}
+		if errors.Is(err, layers.ErrElsewhere) {
+			return nil, nil, registry.PassThrough(ctx, m.upstream, req, registry.ErrOtherRegistry)
 		}
 		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
 			return nil, nil, registry.PassThrough(ctx, m.upstream, req, u.Cause) // the stream is another's

@@ -108,9 +108,12 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if !errors.Is(err, layers.ErrNotFound) {
 			return nil, nil, registry.PassThrough(o.ctx, o.upstream, req, err)
 		}
-		f, joined, err := o.flights.Join(ctx, req.Digest, req.Asker(), func() (*fetch, error) { return o.begin(ctx, req) })
+		f, joined, err := o.flights.Join(ctx, req.Digest, req.Repo.Host, req.Asker(), func() (*fetch, error) { return o.begin(ctx, req) })
 		if errors.Is(err, layers.ErrWhole) {
 			continue // it became whole while we looked
+		}
+		if errors.Is(err, layers.ErrElsewhere) {
+			return nil, nil, registry.PassThrough(ctx, o.upstream, req, registry.ErrOtherRegistry)
 		}
 		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
 			return nil, nil, registry.PassThrough(ctx, o.upstream, req, u.Cause) // the stream is another's
