@@ -112,6 +112,28 @@ func TestBlobSpreadsWhileItArrives(t *testing.T) {
 	mustEqual(t, "late host", late.fetch(t, m, tr.url), blob)
 }
 
+// What is revealed of a blob that arrives can be asked for at once: who is refused it would
+// not ask again for seconds.
+func TestRevealedPiecesAreThere(t *testing.T) {
+	tr := newTracker(t)
+	blob, _ := testBlob(4<<20, 52)
+	m := fill(t, testStore(t), blob)
+	seeder := newHost(t, Config{Seeder: true})
+	a := seeder.fetchFromRegistry(t, m, tr.url)
+	x := seeder.lookup(m.Digest())
+	x.mu.Lock() // so that the exchange does not hear of what comes
+	defer x.mu.Unlock()
+	if err := a.partial.Append(blob[:1<<20]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "hashes are known", func() bool { return a.torrent.Known() > 0 })
+	for i := range x.here() {
+		if !x.have.has(i) {
+			t.Errorf("piece %d would be revealed, and refused", i)
+		}
+	}
+}
+
 // When the seeder's fetch fails, those who fetch from it hear of it.
 func TestArrivalThatFails(t *testing.T) {
 	tr := newTracker(t)

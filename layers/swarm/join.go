@@ -70,15 +70,12 @@ func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (
 
 // grow offers what becomes known of a torrent, until all is or it fails.
 func (x *exchange) grow() {
-	for known := 0; ; {
+	for {
 		// Whether that is all is asked first: what comes to be known meanwhile is looked at again.
 		changed, whole := x.torrent.Changed(), x.torrent.Metainfo() != nil
 		x.mu.Lock()
-		for n := x.torrent.Known(); known < n; known++ {
-			x.have.set(known)
-		}
-		if x.seed != nil {
-			x.seed.Here(known)
+		if n := x.here(); x.seed != nil {
+			x.seed.Here(n)
 			x.reveal()
 		}
 		x.mu.Unlock()

@@ -131,12 +131,17 @@ func (x *exchange) sourcesAre(n int) {
 	}
 }
 
-// here is how many pieces from the first on can be sent. mu is held.
+// here is how many pieces from the first on can be sent. Those of a torrent that grows it
+// takes note of: what is revealed may be asked for at once. mu is held.
 func (x *exchange) here() int {
-	if x.growing() {
-		return x.torrent.Known()
+	if !x.growing() {
+		return x.pieces
 	}
-	return x.pieces
+	known := x.torrent.Known()
+	for i := known - 1; i >= 0 && !x.have.has(i); i-- {
+		x.have.set(i)
+	}
+	return known
 }
 
 // reveal tells takers what they may ask for from now on. mu is held.
