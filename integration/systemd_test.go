@@ -177,7 +177,7 @@ func (h *systemdHost) get(url string) ([]byte, error) {
 }
 
 // TestUnderSystemd has a real systemd run both units with all that they take from the daemons.
-// A pull works; a mirror that is killed is started again, and has what it had; both stop cleanly.
+// A pull works; a reload ends neither; a mirror that is killed is started again, and has what it had; both stop cleanly.
 func TestUnderSystemd(t *testing.T) {
 	needs(t, "docker-registry", "/lib/systemd/systemd", "systemctl", "unshare", "nsenter", "ip")
 	needsRoot(t)
@@ -217,6 +217,15 @@ func TestUnderSystemd(t *testing.T) {
 		}
 	}
 
+	for _, unit := range []string{"murder-mirror", "murder-seeder"} {
+		before := h.property(t, unit, "MainPID")
+		if _, err := h.ctl("reload", unit); err != nil {
+			t.Error(err)
+		}
+		if after := h.property(t, unit, "MainPID"); after != before || h.property(t, unit, "ActiveState") != "active" {
+			t.Errorf("%s was process %s, and is %s after its reload", unit, before, after)
+		}
+	}
 	if _, err := h.ctl("kill", "--signal=SIGKILL", "murder-mirror"); err != nil {
 		t.Fatal(err)
 	}
