@@ -88,6 +88,9 @@ func (f *fakeFleet) View() page.View {
 	v.Now.Hosts, v.Now.Swarms = f.hosts, len(v.Swarms)
 	v.Jobs = []page.Job{f.job(v.Now.Ready)}
 	v.Fallbacks = []page.Fallback{{Reason: "swarm stalled", Count: int64(f.step / 9)}, {Reason: "seeder unreachable", Count: int64(f.step / 3)}, {Reason: "cache unusable"}}
+	if f.hostile {
+		v.Fallbacks = append(v.Fallbacks, page.Fallback{Reason: "constructor", Count: 7})
+	}
 	return v
 }
 
@@ -164,4 +167,7 @@ var hostileNames = []string{
 	"x\u202egnp.exe\u2066\x1b[31m\x00",
 	`javascript:window.harmed=1//'` + "`${window.harmed=1}`",
 	strings.Repeat("w", 500),
+	strings.Repeat("e\u0300\u0301\u0302\u0303\u0304\u0305\u0306\u0307\u0308\u0309\u030a\u030b", 9), // marks that pile up
+	strings.Repeat("\ufdfd", 20), // the widest character that there is
+	"مضيف-שרת", "constructor", "__proto__",
 }

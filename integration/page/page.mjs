@@ -138,6 +138,8 @@ const checks = {
 			assert.equal(await page.locator('img, script:not([src]), main svg:not([role=img])').count(), 0, 'a name became markup');
 			const all = await page.evaluate(() => document.body.textContent);
 			assert.ok(!/[\u0000-\u0008\u001b\u202e\u2066]/.test(all), 'control characters are shown');
+			assert.ok(!/\p{M}{3}/u.test(all), 'marks pile up over other lines');
+			await until(page, '#fallbacks', /constructor7 times/);
 			assert.equal(await sideways(page), 0, 'a long name scrolls sideways');
 			await shot(page, 'hostile-names');
 		});

@@ -98,14 +98,23 @@ func rounded(n int64) int64 {
 // maxText bounds a name, in characters.
 const maxText = 128
 
+// maxMarks is how many marks may stand above and below one character, as some scripts need; more
+// of them grow over the lines around it, and could hide what is written there.
+const maxMarks = 2
+
 // appendText appends a name as a JSON string. Names are made by strangers: what is no
 // character to be seen, or would turn the text around it about, is replaced.
 func appendText(dst []byte, s string) []byte {
 	if len(s) > maxText*utf8.UTFMax {
 		s = s[:maxText*utf8.UTFMax]
 	}
-	n := 0
+	n, marks := 0, 0
 	s = strings.Map(func(r rune) rune {
+		if !unicode.Is(unicode.M, r) {
+			marks = 0
+		} else if marks++; marks > maxMarks {
+			return -1
+		}
 		if n++; n > maxText {
 			return -1
 		}

@@ -468,3 +468,16 @@ func TestAssets(t *testing.T) {
 		}
 	}
 }
+
+// Marks that languages have stay, those that would grow over other lines do not.
+func TestMarksDoNotPileUp(t *testing.T) {
+	for name, want := range map[string]string{
+		"Việt e\u0302\u0301":               "Việt e\u0302\u0301",
+		"e\u0300\u0301\u0302\u0303x\u0301": "e\u0300\u0301x\u0301",
+		"\u0300\u0301\u0302":               "\u0300\u0301",
+	} {
+		if got := string(appendText(nil, name)); got != `"`+want+`"` {
+			t.Errorf("%q is sent as %s, want %q", name, got, want)
+		}
+	}
+}

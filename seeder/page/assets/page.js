@@ -310,6 +310,7 @@ function drawJobs() {
 
 // whys say a reason's meaning; docs/FAULTS.md has more.
 const whys = {
+	__proto__: null, // hosts choose the words
 	'seeder unreachable': 'it refused, or was silent for a second',
 	'no seeder': 'none is configured',
 	'swarm stalled': 'not a byte of the peers for some seconds',
