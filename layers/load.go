@@ -103,8 +103,7 @@ func (s *Store) loadBlobs() error {
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
 		dir := filepath.Join(s.dir, ocispec.ImageBlobsDir, alg.String())
 		err := eachFile(dir, func(fi fs.FileInfo) error {
-			d := digest.NewDigestFromEncoded(alg, fi.Name())
-			if checkDigest(d) == nil && fi.Mode().IsRegular() && (fi.Size() > 0 || d == alg.FromBytes(nil)) { // a broken disk empties files
+			if d, ok := blobOf(alg, fi); ok {
 				list = append(list, &entry{digest: d, size: fi.Size(), used: lastUse(fi), touched: lastUse(fi)})
 			}
 			return nil
@@ -121,6 +120,13 @@ func (s *Store) loadBlobs() error {
 		s.newest = e
 	}
 	return nil
+}
+
+// blobOf returns which blob a file is by its name, if it can be one. A broken disk empties
+// files, and of an empty one nothing would be left to be hashed.
+func blobOf(alg digest.Algorithm, fi fs.FileInfo) (d digest.Digest, ok bool) {
+	d = digest.NewDigestFromEncoded(alg, fi.Name())
+	return d, checkDigest(d) == nil && fi.Mode().IsRegular() && (fi.Size() > 0 || d == alg.FromBytes(nil))
 }
 
 // loadPartials lists what arrived but for the end, and removes what is of no use.

@@ -216,6 +216,10 @@ func TestFolderIsSwapped(t *testing.T) {
 	other := openStore(t, StoreConfig{Dir: dir + "/other"})
 	put(t, other, right)
 	only := put(t, other, content(3, 1000))
+	emptied := put(t, other, content(5, 1000))
+	if err := os.Truncate(other.blobPath(emptied), 0); err != nil { // by a disk that is broken
+		t.Fatal(err)
+	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -249,6 +253,9 @@ func TestFolderIsSwapped(t *testing.T) {
 		return there && !still
 	})
 	wantBlob(t, s, only, content(3, 1000))
+	if size, ok := s.Stat(emptied); ok {
+		t.Errorf("an emptied file is taken for a blob of %d bytes", size)
+	}
 	put(t, s, right)
 	wantBlob(t, s, d, right)
 }

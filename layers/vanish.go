@@ -145,7 +145,7 @@ func (s *Store) recount() {
 	}
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
 		eachFile(filepath.Join(s.dir, ocispec.ImageBlobsDir, alg.String()), func(fi fs.FileInfo) error {
-			if d := digest.NewDigestFromEncoded(alg, fi.Name()); checkDigest(d) == nil && fi.Mode().IsRegular() {
+			if d, ok := blobOf(alg, fi); ok {
 				s.learn(d, fi)
 			}
 			return nil
