@@ -142,10 +142,22 @@ func (s *Store) grow(n int64) {
 	}
 }
 
-// full tells whether the limit is exceeded, or the disk short. s.mu is held.
+const (
+	// maxBlobs bounds the whole blobs, however small they are: each takes a file and some
+	// 600 bytes of memory, and a registry can make up any number of them.
+	maxBlobs = 1 << 18
+	// maxRests bounds the arrivals that were left half done.
+	maxRests = 4096
+)
+
+// full tells whether the limit is exceeded, or the disk short, or files are too many.
+// s.mu is held.
 func (s *Store) full() bool {
-	return s.short > 0 || s.limit > 0 && s.bytes+s.arriving > s.limit
+	return s.short > 0 || s.limit > 0 && s.bytes+s.arriving > s.limit || len(s.blobs)-s.shelfLen > s.maxBlobs || s.manyRests()
 }
+
+// manyRests tells whether those have to go before whole blobs. s.mu is held.
+func (s *Store) manyRests() bool { return len(s.rests) > s.maxRests }
 
 // trim evicts until the limit is kept, or nothing is left that may go. Others get at
 // the names between two blobs.
@@ -266,7 +278,7 @@ func (s *Store) victim() (*entry, *rest) {
 	if back := s.idle.Back(); back != nil && (back.Value != s.newest || s.short > 0) {
 		e = back.Value.(*entry)
 	}
-	if oldest != nil && (e == nil || oldest.since.Before(e.used)) {
+	if oldest != nil && (e == nil || s.manyRests() || oldest.since.Before(e.used)) {
 		s.dropRest(oldest)
 		s.freed(oldest.bytes)
 		return nil, oldest

@@ -90,8 +90,8 @@ func (x *index) get(d digest.Digest) (ocispec.Descriptor, bool) {
 	return desc, ok
 }
 
-// maxRefs bounds the names that [index.name] adds: who answers for tags may make up any
-// number of them.
+// maxRefs bounds the names of manifests: who answers for tags may make up any number of
+// them, all for one manifest. Of more those are remembered that were there before.
 const maxRefs = 20_000
 
 // name moves ref to a manifest, if that is there and names are not too many.
@@ -101,10 +101,16 @@ func (x *index) name(d digest.Digest, ref string) {
 	if _, ok := x.manifests[d]; !ok || x.refs[ref] == d {
 		return
 	}
-	if _, known := x.refs[ref]; known || len(x.refs) < maxRefs {
+	if x.mayName(ref) {
 		x.refs[ref] = d
 		x.touch()
 	}
+}
+
+// mayName tells whether ref is a name, and names are not too many. x.mu is held.
+func (x *index) mayName(ref string) bool {
+	_, known := x.refs[ref]
+	return ref != "" && (known || len(x.refs) < maxRefs)
 }
 
 // named returns the manifest that has ref.
@@ -122,11 +128,12 @@ func (x *index) put(desc ocispec.Descriptor, ref string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	old, ok := x.manifests[desc.Digest]
-	if ok && old.MediaType == desc.MediaType && (ref == "" || x.refs[ref] == desc.Digest) {
+	names := x.mayName(ref)
+	if ok && old.MediaType == desc.MediaType && (!names || x.refs[ref] == desc.Digest) {
 		return
 	}
 	x.manifests[desc.Digest] = desc
-	if ref != "" {
+	if names {
 		x.refs[ref] = desc.Digest
 	}
 	x.touch()

@@ -131,6 +131,8 @@ type Store struct {
 	held      map[digest.Digest]int // how often each blob, here or not, is kept from eviction by Hold
 	pinsFill  bool                  // what is held reaches the limit
 	closed    bool
+
+	maxBlobs, maxRests int // the constants, but in tests
 }
 
 // entry is a whole blob. Its fields but the first four are guarded by Store.mu.
@@ -168,6 +170,8 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		rests:    make(map[digest.Digest]*rest),
 		held:     make(map[digest.Digest]int),
 		pins:     make(map[string]Pin),
+		maxBlobs: maxBlobs,
+		maxRests: maxRests,
 	}
 	if s.log == nil {
 		s.log = slog.Default()

@@ -541,3 +541,49 @@ func TestTwoStoresOnOneFolder(t *testing.T) {
 	}
 	again.Close()
 }
+
+// Blobs of a byte each are bounded, too, and so is what breaks off.
+func TestFilesAreBounded(t *testing.T) {
+	s := openStore(t, StoreConfig{})
+	s.mu.Lock()
+	s.maxBlobs, s.maxRests = 5, 3
+	s.mu.Unlock()
+	var last []digest.Digest
+	for i := range 20 {
+		last = append(last, put(t, s, content(uint64(i), 10)))
+	}
+	for i := range 10 {
+		p := partial(t, s, sha256Of(content(uint64(100+i), 10)), 10)
+		p.Fail(os.ErrDeadlineExceeded)
+		await(t, p.atRest)
+	}
+	if u := s.Usage(); u.Blobs != 5 || u.Evictions != 15 {
+		t.Errorf("usage is %+v", u)
+	}
+	for _, d := range last[15:] {
+		if _, ok := s.Stat(d); !ok {
+			t.Errorf("%s has gone, which was used late", d)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(s.partialDir(), "*"+originSuffix))
+	if err != nil || len(left) != 3 {
+		t.Errorf("%d broken off blobs are left (%v)", len(left), err)
+	}
+}
+
+// A registry may say of any number of tags that they are one manifest.
+func TestNamesAreBounded(t *testing.T) {
+	x := &index{changed: make(chan struct{}, 1), manifests: make(map[digest.Digest]ocispec.Descriptor), refs: make(map[string]digest.Digest)}
+	d, other := sha256Of([]byte("a")), sha256Of([]byte("b"))
+	for i := range maxRefs + 100 {
+		x.put(ocispec.Descriptor{Digest: d}, fmt.Sprint(i))
+		x.name(d, fmt.Sprint(-i))
+	}
+	if len(x.refs) > maxRefs {
+		t.Errorf("%d names are remembered", len(x.refs))
+	}
+	x.put(ocispec.Descriptor{Digest: other}, "1")
+	if got, ok := x.named("1"); !ok || got != other {
+		t.Errorf("a name that is known stands for %s, %v", got, ok)
+	}
+}
