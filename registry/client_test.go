@@ -388,6 +388,27 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// Clients look for referrers in another way when a registry does not know of them, but not
+// when it does not know the repository.
+func TestRegistryWithoutReferrers(t *testing.T) {
+	_, d := content(10)
+	for answer, want := range map[string]string{"404 page not found": CodeUnsupported, `{"errors":[{"code":"NAME_UNKNOWN"}]}`: CodeNameUnknown} {
+		host := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if answer[0] == '{' {
+				w.Header().Set("Content-Type", "application/json")
+			}
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, answer)
+		})
+		_, err := newTestClient(t, host).Relay(t.Context(), Repository{host, "a"}, "referrers/"+d.String(), nil, "")
+		w := httptest.NewRecorder()
+		WriteError(w, httptest.NewRequest("GET", "/", nil), err)
+		if w.Code != http.StatusNotFound || !strings.Contains(w.Body.String(), `"`+want+`"`) {
+			t.Errorf("%s is relayed as %d %s", answer, w.Code, w.Body)
+		}
+	}
+}
+
 func TestChallengeComesWithItsBody(t *testing.T) {
 	const body = `{"errors":[{"code":"UNAUTHORIZED","message":"theirs"}]}`
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
