@@ -60,6 +60,12 @@ const maxTrickle = 60
 // own registry then takes its time.
 const maxOther = 15
 
+// A registry that fails atOnce is asked once more after askPause.
+const (
+	atOnce   = 2 * time.Second
+	askPause = 200 * time.Millisecond
+)
+
 // maxTries bounds the requests for one blob that bring nothing.
 const maxTries = 4
 
@@ -157,7 +163,7 @@ func (o *origin) begin(caller context.Context, req registry.Request) (_ *fetch, 
 		return o.follow(ctx, req, partial, nil, 0), nil
 	}
 	off := o.store.Begun(req.Digest, req.Repo.Host) // what is here need not be sent again
-	body, size, err := o.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
+	body, size, err := o.ask(ctx, req, off)
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +180,22 @@ func (o *origin) begin(caller context.Context, req registry.Request) (_ *fetch, 
 		return nil, registry.PassOn(o.ctx, o.upstream, req, body, off, size, err)
 	}
 	return o.follow(ctx, req, partial, body, off), nil
+}
+
+// ask asks the registry for all of a blob behind byte off, and once more if it fails at once:
+// all hosts that wait for the blob would else ask the registry themselves.
+func (o *origin) ask(ctx context.Context, req registry.Request, off int64) (body io.ReadCloser, size int64, err error) {
+	begun := time.Now()
+	body, size, err = o.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
+	if err == nil || registry.Refused(err) || time.Since(begun) > atOnce {
+		return body, size, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, 0, err
+	case <-time.After(askPause):
+	}
+	return o.upstream.GetBlob(ctx, req.Repo, req.Digest, off, req.Authorization)
 }
 
 // onShelf returns a blob that lies in the registry's own folder, once the registry has

@@ -71,6 +71,30 @@ func TestWrongBytes(t *testing.T) {
 	}
 }
 
+// A registry that fails once is asked once more, since all hosts that wait for the blob would
+// else go to it themselves.
+func TestRegistryFailsOnce(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]*registrytest.Fault{
+		"no answer": {Left: 1, Drop: true},
+		"an error": {Left: 1, Answer: func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := registrytest.New(t)
+			s := newSeeder(t, up)
+			b := random(big, 36)
+			d := up.Push(t, "app", false, b)
+			up.Fail(fault)
+			s.request(t, "GET", torrentPath("app", d)+"&wait=30s", "").mustMetainfo(t, b)
+			if n := len(up.Seen("GET", d.String())); n != 2 {
+				t.Errorf("the registry was asked %d times, want twice", n)
+			}
+		})
+	}
+}
+
 // What cannot be kept is passed through: a size that is not told, a store that
 // takes nothing, a blob that cannot be opened.
 func TestPassesThrough(t *testing.T) {
