@@ -22,7 +22,8 @@ type Challenge struct {
 	Scope   string
 }
 
-var challengeParam = regexp.MustCompile(`([a-zA-Z]+)="([^"]*)"`)
+// challengeParam is name="value", or name=value where that is a token (RFC 9110, 11.2).
+var challengeParam = regexp.MustCompile(`([a-zA-Z_]+)\s*=\s*(?:"([^"]*)"|([^\s",]+))`)
 
 // ParseChallenge returns the first Bearer challenge among the values of a
 // WWW-Authenticate header; ok is false when there is none.
@@ -33,7 +34,7 @@ func ParseChallenge(values []string) (c Challenge, ok bool) {
 			continue
 		}
 		for _, m := range challengeParam.FindAllStringSubmatch(params, -1) {
-			c.set(strings.ToLower(m[1]), m[2])
+			c.set(strings.ToLower(m[1]), m[2]+m[3])
 		}
 		return c, c.Realm != ""
 	}
@@ -153,6 +154,9 @@ func (a *anonymousTokens) with(ctx context.Context, repo Repository, insecure bo
 	challenge, ok := ParseChallenge(err.(*Error).Header.Values("Www-Authenticate"))
 	if !ok {
 		return nil, err
+	}
+	if challenge.Scope == "" { // engines then ask for what they want, too
+		challenge.Scope = "repository:" + repo.Name + ":pull"
 	}
 	authorization, ttl, tokenErr := challenge.Exchange(ctx, a.client(repo.Host), "", insecure)
 	if tokenErr != nil {

@@ -29,6 +29,8 @@ func TestParseChallenge(t *testing.T) {
 		{[]string{`Basic realm="x"`, `Bearer realm="r"`}, Challenge{Realm: "r"}, true},
 		{[]string{`Bearer realm="r",scope="repository:a:pull,push",error="invalid_token"`}, Challenge{"r", "", "repository:a:pull,push"}, true},
 		{[]string{`Bearer realm="r", Basic realm="another"`}, Challenge{Realm: "r"}, true},
+		{[]string{`Bearer realm="r",service=reg.example,scope=repository:a:pull`}, Challenge{"r", "reg.example", "repository:a:pull"}, true},
+		{[]string{`Bearer realm = "r" , service = "x"`}, Challenge{"r", "x", ""}, true},
 	} {
 		if got, ok := ParseChallenge(test.values); got != test.want || ok != test.ok {
 			t.Errorf("ParseChallenge(%q) = %+v, %v, want %+v, %v", test.values, got, ok, test.want, test.ok)
@@ -213,6 +215,26 @@ func TestAnonymousTokens(t *testing.T) {
 
 	if c.tokens.get(Repository{r.host, "public2"}) != "" {
 		t.Error("a token serves for another repository")
+	}
+}
+
+// Some registries leave it to the client to know for what it needs a token.
+func TestChallengeWithoutScope(t *testing.T) {
+	checkGoroutines(t)
+	var host string
+	host = serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token":
+			fmt.Fprintf(w, `{"access_token":%q}`, r.URL.Query().Get("service")+" "+r.URL.Query().Get("scope"))
+		case r.Header.Get("Authorization") != "Bearer reg repository:team/app:pull":
+			w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service=reg`, host))
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			io.WriteString(w, testManifest)
+		}
+	})
+	if _, _, err := newTestClient(t, host).GetManifest(t.Context(), Repository{host, "team/app"}, "v1", ""); err != nil {
+		t.Error(err)
 	}
 }
 
