@@ -74,6 +74,7 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 )
@@ -194,10 +195,17 @@ func exitCode(err error) int {
 	}
 }
 
-// oneLine is err's text on one line, for people who grep logs, without the user and password of URLs that they may have typed.
+// oneLine is err's text on one line, for people who grep logs, without the user and password of URLs that they may have typed, and without
+// what a registry or a host could tell their terminal by it.
 func oneLine(err error) string {
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
-	return userinfo.ReplaceAllString(strings.Join(lines, "; "), "://...@")
+	text := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.Join(lines, "; "))
+	return userinfo.ReplaceAllString(text, "://...@")
 }
 
 var userinfo = regexp.MustCompile(`://[^/\s]*@`)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -89,4 +90,12 @@ func runMurder(t *testing.T, ctx context.Context, args ...string) (stdout, stder
 	var out, errOut bytes.Buffer
 	err = run(ctx, append([]string{"murder"}, args...), nil, &out, &errOut)
 	return out.String(), errOut.String(), err
+}
+
+// What a stranger has written tells the reader's terminal nothing.
+func TestErrorsAreOneLineOfText(t *testing.T) {
+	err := errors.New("a\r\nb\x1b[31m\u009b31m\u202ec é http://user:secret@reg.test/x")
+	if got, want := oneLine(err), "a; b [31m 31m c é http://...@reg.test/x"; got != want {
+		t.Errorf("oneLine = %q, want %q", got, want)
+	}
 }

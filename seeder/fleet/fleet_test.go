@@ -500,14 +500,14 @@ func TestFailures(t *testing.T) {
 		return err
 	}, f)
 	hopeless := newHost(t, named("hopeless"), func(context.Context, Order, func(Progress)) error {
-		return fmt.Errorf("%w: no such platform\x1b[31m", ErrHopeless)
+		return fmt.Errorf("%w: no such platform\x1b[31m\u009b31m\u202e", ErrHopeless)
 	}, f)
 	j := f.mustOrder(Request{})
 	j = f.waitJob(j.ID, "both are done", func(j Job) bool { return j.State == Done })
 	if j.Ready != 1 || j.Failed != 1 || len(j.Failures) != 1 || hopeless.carried.Load() != 1 {
 		t.Fatalf("job = %+v, want one ready and one failed", j)
 	}
-	if e := j.Failures[0].Error; !strings.Contains(e, "no such platform") || strings.Contains(e, "\x1b") {
+	if e := j.Failures[0].Error; !strings.Contains(e, "no such platform") || strings.ContainsAny(e, "\x1b\u009b\u202e") {
 		t.Errorf("error = %q, want the reason, without what a terminal obeys", e)
 	}
 }

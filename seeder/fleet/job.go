@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -202,7 +203,7 @@ func (j *job) settled() bool {
 // clip cuts text to n bytes, and control characters out of it: it goes to terminals.
 func clip(s string, n int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) { // it is shown in terminals, some of which take U+009B for an escape sequence
 			return ' '
 		}
 		return r
