@@ -17,9 +17,10 @@ import (
 // sameOrder is for how long a push that is told of again is the same order.
 const sameOrder = time.Hour
 
-// ordersFleet tells whether hosts are to fetch a push, too.
+// ordersFleet tells whether hosts are to fetch a push, too. A seeder that has just been
+// started does not fill their caches with all that it finds in a registry.
 func (w *warmer) ordersFleet(p pushes.Push) bool {
-	return p.Kind == registry.Manifest && p.Tag != "" && slices.ContainsFunc(w.seeder.cfg.WarmFleet, func(pattern string) bool {
+	return p.Kind == registry.Manifest && p.Tag != "" && !p.Old && slices.ContainsFunc(w.seeder.cfg.WarmFleet, func(pattern string) bool {
 		match, err := path.Match(pattern, p.Image())
 		return err == nil && match
 	})

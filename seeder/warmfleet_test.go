@@ -3,11 +3,13 @@ package seeder_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/registry/registrytest"
 	"github.com/murderp2p/murder/seeder"
 	"github.com/murderp2p/murder/seeder/fleet"
+	"github.com/murderp2p/murder/seeder/pushes"
 )
 
 // joinFleet makes a host of the seeder's fleet, and returns what that is ordered.
@@ -66,6 +68,30 @@ func TestFleetIsToldOfPushes(t *testing.T) {
 		t.Errorf("ordered again: %+v", again)
 	default:
 	}
+}
+
+// A seeder that begins to watch has the fleet fetch the latest tag and none of those before it, and then what is pushed.
+func TestFleetIsNotToldOfOldTags(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	for i, tag := range []string{"v1", "v2", "v10"} {
+		up.PushImage(t, "app", tag, random(10, 60+uint64(i)), random(1000, 70+uint64(i)))
+	}
+	s := newSeederWith(t, t.TempDir(), func(cfg *seeder.Config) {
+		cfg.Watch = []pushes.Pattern{{Repo: registry.Repository{Host: up.Host, Name: "app"}, Tags: "*"}}
+		cfg.WatchEvery, cfg.TagTTL, cfg.WarmFleet = 20*time.Millisecond, 0, []string{up.Host + "/app:*"}
+	}, up)
+	orders := joinFleet(t, s)
+	eventually(t, "all tags have been fetched", func() bool { return s.counter(t, "murder_warmed_total", "ready") == 3 })
+	mustOrder := func(tag string) {
+		t.Helper()
+		if o := <-orders; o.Images[0].Ref != up.Host+"/app:"+tag {
+			t.Errorf("ordered %+v, want %s", o.Images, tag)
+		}
+	}
+	mustOrder("v10")
+	up.PushImage(t, "app", "v1", random(10, 63), random(1000, 73))
+	mustOrder("v1")
 }
 
 // A token for a repository goes with an order where hosts are known by certificates. A

@@ -25,6 +25,9 @@ type Push struct {
 	Kind   registry.Kind // Manifest (or an index), or Blob
 	Tag    string        // of a manifest; "" if it was pushed by its digest alone
 	Digest digest.Digest // "" if only the tag is known
+	// Old is set for what was there when its registry was first looked at, but for the latest
+	// tag of a pattern: it may be pulled, but nobody has just pushed it.
+	Old bool
 }
 
 // Image is how a manifest that was pushed is named: by its tag, if it has one.

@@ -35,8 +35,8 @@ func TestParse(t *testing.T) {
 		octets       = "application/octet-stream"
 	)
 	repo := func(host string) registry.Repository { return registry.Repository{Host: host, Name: "team/app"} }
-	tagged := Push{repo("reg.test:5000"), registry.Manifest, "v1", one}
-	inHarbor := Push{repo("harbor.test"), registry.Manifest, "v1", one}
+	tagged := Push{repo("reg.test:5000"), registry.Manifest, "v1", one, false}
+	inHarbor := Push{repo("harbor.test"), registry.Manifest, "v1", one, false}
 	for _, c := range []struct {
 		name, body, host string
 		want             []Push
@@ -44,10 +44,10 @@ func TestParse(t *testing.T) {
 	}{
 		{"tag", envelope(event("push", manifestType, one, "manifests/"+one, "v1")), "", []Push{tagged}, 0},
 		{"index", envelope(event("push", indexType, one, "manifests/"+one, "v1")), "", []Push{tagged}, 0},
-		{"manifest without a tag", envelope(event("push", manifestType, one, "manifests/"+one, "")), "", []Push{{repo("reg.test:5000"), registry.Manifest, "", one}}, 0},
+		{"manifest without a tag", envelope(event("push", manifestType, one, "manifests/"+one, "")), "", []Push{{repo("reg.test:5000"), registry.Manifest, "", one, false}}, 0},
 		{"manifest without a URL", envelope(strings.Replace(event("push", manifestType, one, "", "v1"), `"url":"http://reg.test:5000/v2/team/app/",`, "", 1)), "", []Push{tagged}, 0},
-		{"blob", envelope(event("push", octets, two, "blobs/"+two, "")), "", []Push{{repo("reg.test:5000"), registry.Blob, "", two}}, 0},
-		{"by another name", envelope(event("push", manifestType, one, "manifests/"+one, "v1")), "pull.test", []Push{{repo("pull.test"), registry.Manifest, "v1", one}}, 0},
+		{"blob", envelope(event("push", octets, two, "blobs/"+two, "")), "", []Push{{repo("reg.test:5000"), registry.Blob, "", two, false}}, 0},
+		{"by another name", envelope(event("push", manifestType, one, "manifests/"+one, "v1")), "pull.test", []Push{{repo("pull.test"), registry.Manifest, "v1", one, false}}, 0},
 		{"host of the URL", envelope(strings.Replace(event("push", manifestType, one, "manifests/"+one, "v1"), `"host":"reg.test:5000",`, "", 1)), "", []Push{tagged}, 0},
 		{"pull, mount, delete", envelope(event("pull", manifestType, one, "manifests/"+one, "v1"), event("mount", octets, two, "blobs/"+two, ""), event("delete", manifestType, one, "manifests/"+one, "")), "", nil, 3},
 		{"one of several is nonsense", envelope(`7`, event("push", manifestType, "sha256:x", "manifests/x", "v1"), `{"action":["push"]}`, event("push", manifestType, one, "manifests/"+one, "v1")), "", []Push{tagged}, 3},
@@ -55,9 +55,9 @@ func TestParse(t *testing.T) {
 		{"none", envelope(), "", nil, 0},
 		{"Harbor", webhook("PUSH_ARTIFACT", "event_data", "v1", one, "harbor.test/team/app:v1"), "", []Push{inHarbor}, 0},
 		{"Harbor by a URL", webhook("PUSH_ARTIFACT", "event_data", "v1", one, "https://harbor.test/team/app:v1"), "", []Push{inHarbor}, 0},
-		{"Harbor by digest", webhook("PUSH_ARTIFACT", "event_data", one, one, "harbor.test/team/app@"+one), "", []Push{{repo("harbor.test"), registry.Manifest, "", one}}, 0},
+		{"Harbor by digest", webhook("PUSH_ARTIFACT", "event_data", one, one, "harbor.test/team/app@"+one), "", []Push{{repo("harbor.test"), registry.Manifest, "", one, false}}, 0},
 		{"Harbor's CloudEvent", webhook("harbor.artifact.pushed", "data", "v1", one, "harbor.test/team/app:v1"), "", []Push{inHarbor}, 0},
-		{"Harbor by another name", webhook("PUSH_ARTIFACT", "event_data", "v1", one, "harbor.test/team/app:v1"), "pull.test", []Push{{repo("pull.test"), registry.Manifest, "v1", one}}, 0},
+		{"Harbor by another name", webhook("PUSH_ARTIFACT", "event_data", "v1", one, "harbor.test/team/app:v1"), "pull.test", []Push{{repo("pull.test"), registry.Manifest, "v1", one, false}}, 0},
 		{"Harbor's scan", webhook("SCANNING_COMPLETED", "event_data", "v1", one, "harbor.test/team/app:v1"), "", nil, 1},
 		{"Harbor's nonsense", webhook("PUSH_ARTIFACT", "event_data", "v1", "x", "harbor.test/team/app:v1"), "", nil, 1},
 		{"Harbor's emptiness", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[]}}`, "", nil, 1},

@@ -88,7 +88,7 @@ type Registry interface {
 }
 
 // Watch asks a registry what the tags of a pattern are, and tells of those that are new,
-// or have moved. At first all of them are.
+// or have moved. At first all of them are; see [Push.Old].
 type Watch struct {
 	Pattern  Pattern
 	Registry Registry
@@ -99,8 +99,9 @@ type Watch struct {
 	Log   *slog.Logger
 
 	seen  map[string]digest.Digest
-	many  bool // it has been said that there are too many
-	none  bool // it has been said that the repository is not there
+	old   map[string]bool // tags of the first look that have not been told of yet; nil before
+	many  bool            // it has been said that there are too many
+	none  bool            // it has been said that the repository is not there
 	fails int
 }
 
@@ -173,12 +174,19 @@ func (w *Watch) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if w.old == nil {
+		w.old = make(map[string]bool)
+		for _, tag := range tags[:max(0, len(tags)-1)] {
+			w.old[tag] = true
+		}
+	}
 	has, unknown, failed := w.heads(ctx, tags)
 	now := make(map[string]digest.Digest)
 	for _, tag := range tags {
 		d, ok := has[tag]
-		if ok && (w.seen[tag] == d || w.Found(Push{Repo: w.Pattern.Repo, Kind: registry.Manifest, Tag: tag, Digest: d})) {
+		if ok && (w.seen[tag] == d || w.Found(Push{Repo: w.Pattern.Repo, Kind: registry.Manifest, Tag: tag, Digest: d, Old: w.old[tag]})) {
 			now[tag] = d
+			delete(w.old, tag)
 		}
 	}
 	for _, tag := range unknown { // they are as they were

@@ -134,7 +134,11 @@ func watching(t *testing.T, r *tagged, pattern string, take func(Push) bool) (fo
 		if !take(p) {
 			return false
 		}
-		told = append(told, p.Tag+"="+p.Digest.String()[7:8])
+		text := p.Tag + "=" + p.Digest.String()[7:8]
+		if p.Old {
+			text += " old"
+		}
+		told = append(told, text)
 		return true
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -170,7 +174,7 @@ func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &tagged{tags: map[string]digest.Digest{"v1": one, "v2": one, "latest": one}}
 		found := watching(t, r, "app:v*", all)
-		mustFind(t, found(), "v1=1", "v2=1")
+		mustFind(t, found(), "v1=1 old", "v2=1")
 		mustFind(t, found())
 		r.set(func() { r.tags["v2"], r.tags["v3"], r.tags["x"] = two, two, two; delete(r.tags, "v1") })
 		mustFind(t, found(), "v2=2", "v3=2")
@@ -226,7 +230,7 @@ func TestWatchManyTags(t *testing.T) {
 		}
 		found := watching(t, r, "app", all)()
 		_, heads := r.asked()
-		if len(found) != maxTags || found[0] != "v2400=1" || found[maxTags-1] != "v2499=1" || heads > 2*maxTags {
+		if len(found) != maxTags || found[0] != "v2400=1 old" || found[maxTags-1] != "v2499=1" || heads > 2*maxTags {
 			t.Errorf("found %d with %d questions: %v", len(found), heads, found)
 		}
 	})
@@ -255,7 +259,7 @@ func TestWatchTagThatIsIll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &tagged{tags: map[string]digest.Digest{"v1": one, "v2": one, "v3": one}}
 		found := watching(t, r, "app", all)
-		mustFind(t, found(), "v1=1", "v2=1", "v3=1")
+		mustFind(t, found(), "v1=1 old", "v2=1 old", "v3=1")
 		r.set(func() {
 			r.ill = map[string]error{"v2": registry.Unavailable("its manifest is lost")}
 			r.tags["v1"], r.tags["v3"] = two, two
@@ -278,7 +282,7 @@ func TestWatchTooManyQuestions(t *testing.T) {
 			r.tags[fmt.Sprintf("v%d", i)] = one
 		}
 		found := watching(t, r, "app", all)
-		mustFind(t, found(), "v6=1", "v7=1", "v8=1", "v9=1")
+		mustFind(t, found(), "v6=1 old", "v7=1 old", "v8=1 old", "v9=1")
 		if _, heads := r.asked(); heads != 5 {
 			t.Errorf("asked for %d tags, want 5", heads)
 		}
