@@ -549,6 +549,10 @@ func TestBadValues(t *testing.T) {
 		`{image: {repository: r}, networkPolicy: {enabled: true, nodeCIDRs: [nodes]}}`:                                               "nodeCIDRs",
 		`{image: {repository: r}, mirror: {metricsPort: 0}, serviceMonitor: {enabled: true}}`:                                        "mirror.metricsPort",
 		`{image: {repository: r}, mirror: {priorityClassName: 3}}`:                                                                   "priorityClassName",
+		`{image: {repository: r}, mirror: {labels: {pool: "gpu #1"}}}`:                                                               "pool",
+		`{image: {repository: r}, mirror: {labels: {"a b": c}}}`:                                                                     "a b",
+		`{image: {repository: r}, registries: {allow: ["reg #1"]}}`:                                                                  "allow",
+		`{image: {repository: r}, registries: {default: "https://r"}}`:                                                               "default",
 		`{image: {repository: r}, mirror: {peerPort: 7080}}`:                                                                         "must differ",
 		`{image: {repository: r}, mirror: {port: 7082}}`:                                                                             "must differ",
 		`{image: {repository: r}, mirror: {updateStrategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}}}`: "maxSurge",
@@ -561,10 +565,9 @@ func TestBadValues(t *testing.T) {
 
 // TestWordsStayWhole: what YAML could take for its own in a value reaches the daemon as it was written.
 func TestWordsStayWhole(t *testing.T) {
-	values := `{image: {repository: r}, mirror: {labels: {pool: "gpu #1: \"fast\"", of: "{{ .Values }}"}},
-		containerd: {registries: ["[::1]:5000"]}, registries: {allow: ["*.corp.example", "reg #2: x"]}}`
+	values := `{image: {repository: r}, mirror: {labels: {pool: "on", "a/b": ""}}, containerd: {registries: ["[::1]:5000"]}, registries: {allow: ["*.corp.example:*"]}}`
 	pod := mustRender(t, values).mirror.Spec.Template.Spec
-	for _, want := range []string{`--label=pool=gpu #1: "fast"`, `--label=of={{ .Values }}`, "--allow-registry=*.corp.example", "--allow-registry=reg #2: x"} {
+	for _, want := range []string{"--label=pool=on", "--label=a/b=", "--allow-registry=*.corp.example:*"} {
 		if args := pod.Containers[0].Args; !slices.Contains(args, want) {
 			t.Errorf("the mirror is not told %s: %q", want, args)
 		}
