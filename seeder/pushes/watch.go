@@ -37,6 +37,8 @@ const (
 	// before it is left in peace: one whose manifest it has lost is no reason to overlook
 	// the others.
 	maxRefusals = 3
+	// maxLook bounds one look, as a registry may send its list byte by byte.
+	maxLook = 15 * time.Minute
 	// maxWait bounds the time between two looks at a registry that does not answer.
 	maxWait = 30 * time.Minute
 )
@@ -116,7 +118,7 @@ func (w *Watch) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		err := w.look(ctx)
+		err := w.timedLook(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -164,6 +166,12 @@ func (w *Watch) report(err error, wait time.Duration) {
 	case err != nil:
 		w.Log.Debug("registry cannot be watched", "pattern", w.Pattern.String(), "again_in", wait.Round(time.Second), "err", err)
 	}
+}
+
+func (w *Watch) timedLook(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, maxLook)
+	defer cancel()
+	return w.look(ctx)
 }
 
 // look asks for all tags once, for the latest first: of these it hears also from a registry

@@ -59,6 +59,7 @@ func TestCompareTags(t *testing.T) {
 type tagged struct {
 	mu    sync.Mutex
 	tags  map[string]digest.Digest
+	hang  bool             // it does not answer for the list
 	most  int              // tags of a page, whatever is asked for; 0 = as many as are
 	by    string           // the parameter that names a page; "" = last
 	fail  error            // of the list
@@ -81,10 +82,16 @@ func (r *tagged) Head(_ context.Context, _ registry.Repository, tag string) (dig
 	return d, nil
 }
 
-func (r *tagged) Tags(_ context.Context, _ registry.Repository, query url.Values) (*http.Response, error) {
+func (r *tagged) Tags(ctx context.Context, _ registry.Repository, query url.Values) (*http.Response, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lists = append(r.lists, time.Now())
+	if r.hang {
+		r.mu.Unlock()
+		<-ctx.Done()
+		r.mu.Lock()
+		return nil, ctx.Err()
+	}
 	if r.fail != nil {
 		return nil, r.fail
 	}
@@ -233,6 +240,18 @@ func TestWatchManyTags(t *testing.T) {
 		if len(found) != maxTags || found[0] != "v2400=1 old" || found[maxTags-1] != "v2499=1" || heads > 2*maxTags {
 			t.Errorf("found %d with %d questions: %v", len(found), heads, found)
 		}
+	})
+}
+
+// A registry that never comes to an end is left after a while, and asked again.
+func TestWatchWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &tagged{tags: map[string]digest.Digest{"v1": one}, hang: true}
+		found := watching(t, r, "app", all)
+		time.Sleep(2 * maxLook)
+		r.set(func() { r.hang = false })
+		time.Sleep(2 * maxLook)
+		mustFind(t, found(), "v1=1")
 	})
 }
 
