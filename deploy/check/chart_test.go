@@ -530,6 +530,57 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
+// TestPoliciesLetIn: the chart's policies let in what docs/OPERATIONS.md lists under "Ports", and nobody else.
+func TestPoliciesLetIn(t *testing.T) {
+	const node, stranger, watcher = "a node", "a pod of the cluster", "Prometheus"
+	type flow struct{ from, to, port string }
+	all := map[flow]bool{}
+	for _, from := range []string{"mirror", "seeder", node, watcher, stranger} {
+		for _, port := range []string{"http", "bittorrent", "metrics"} {
+			all[flow{from, "mirror", port}] = port == "bittorrent" && (from == "mirror" || from == "seeder") || port == "metrics" && from == watcher
+			all[flow{from, "seeder", port}] = port == "http" && (from == "mirror" || from == "seeder" || from == node || from == watcher) ||
+				port == "bittorrent" && (from == "mirror" || from == "seeder" || from == node)
+		}
+	}
+	m := mustRender(t, everything)
+	is := func(peer networking.NetworkPolicyPeer, who string) bool {
+		switch {
+		case peer.IPBlock != nil:
+			return who == node && peer.IPBlock.CIDR == "10.1.0.0/16"
+		case peer.NamespaceSelector != nil:
+			return who == watcher && peer.NamespaceSelector.MatchLabels["name"] == "monitoring"
+		}
+		labels := map[string]map[string]string{"mirror": m.mirror.Spec.Template.Labels, "seeder": m.seeder.Spec.Template.Labels}[who]
+		return selects(peer.PodSelector.MatchLabels, labels)
+	}
+	for f, want := range all {
+		got := false
+		for _, p := range m.policies {
+			pods := map[string]map[string]string{"mirror": m.mirror.Spec.Template.Labels, "seeder": m.seeder.Spec.Template.Labels}[f.to]
+			if !selects(p.Spec.PodSelector.MatchLabels, pods) {
+				continue
+			}
+			for _, rule := range p.Spec.Ingress {
+				port := slices.ContainsFunc(rule.Ports, func(p networking.NetworkPolicyPort) bool { return p.Port.StrVal == f.port })
+				got = got || port && slices.ContainsFunc(rule.From, func(peer networking.NetworkPolicyPeer) bool { return is(peer, f.from) })
+			}
+		}
+		if got != want {
+			t.Errorf("%s to the %s's port %s is let in: %v, want %v", f.from, f.to, f.port, got, want)
+		}
+	}
+}
+
+// selects tells whether a selector, which must not be empty here, selects pods with these labels.
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if labels[k] != v {
+			return false
+		}
+	}
+	return len(selector) > 0
+}
+
 // TestBadValues wants each mistake refused, by a message that names it.
 func TestBadValues(t *testing.T) {
 	for values, want := range map[string]string{

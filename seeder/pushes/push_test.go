@@ -58,6 +58,12 @@ func TestParse(t *testing.T) {
 		{"Harbor by digest", webhook("PUSH_ARTIFACT", "event_data", one, one, "harbor.test/team/app@"+one), "", []Push{{repo("harbor.test"), registry.Manifest, "", one, false}}, 0},
 		{"Harbor's CloudEvent", webhook("harbor.artifact.pushed", "data", "v1", one, "harbor.test/team/app:v1"), "", []Push{inHarbor}, 0},
 		{"Harbor by another name", webhook("PUSH_ARTIFACT", "event_data", "v1", one, "harbor.test/team/app:v1"), "pull.test", []Push{{repo("pull.test"), registry.Manifest, "v1", one, false}}, 0},
+		{"Harbor's several", `{"type":"PUSH_ARTIFACT","occur_at":1,"operator":"robot$ci","event_data":{"resources":[` +
+			`{"digest":"` + one + `","tag":"v1","resource_url":"harbor.test/team/app:v1"},{"digest":"` + two + `","resource_url":"harbor.test/team/app@` + two + `"},` +
+			`{"digest":"` + one + `","tag":"v1","resource_url":"/team/app:v1"}],"repository":{"name":"app","namespace":"team","repo_full_name":"team/app","repo_type":"public"}}}`,
+			"", []Push{inHarbor, {repo("harbor.test"), registry.Manifest, "", two, false}}, 1},
+		{"Harbor's replication", `{"type":"REPLICATION","occur_at":1,"operator":"MANUAL","event_data":{"replication":{"job_status":"Success",` +
+			`"successful_artifact":[{"type":"image","status":"Success","name_tag":"app [1 item(s) in total]"}]}}}`, "", nil, 1},
 		{"Harbor's scan", webhook("SCANNING_COMPLETED", "event_data", "v1", one, "harbor.test/team/app:v1"), "", nil, 1},
 		{"Harbor's nonsense", webhook("PUSH_ARTIFACT", "event_data", "v1", "x", "harbor.test/team/app:v1"), "", nil, 1},
 		{"Harbor's emptiness", `{"type":"PUSH_ARTIFACT","event_data":{"resources":[]}}`, "", nil, 1},
