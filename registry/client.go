@@ -44,6 +44,9 @@ const (
 
 	maxErrorBody = 64 << 10
 	dialTimeout  = 3 * time.Second
+	// aliveTimeout is how long an HTTP/2 connection may be silent before it is asked whether
+	// it lives, and how long it has to answer: together less than an answer may take.
+	aliveTimeout = 3 * time.Second
 	// idleTimeout ends a body of which nothing comes any more.
 	idleTimeout = 10 * time.Second
 )
@@ -154,6 +157,9 @@ func Transport() *http.Transport {
 		MaxIdleConns:          maxIdle,
 		IdleConnTimeout:       90 * time.Second,
 		ReadBufferSize:        64 << 10,
+		// A connection that has died without a word, as one does whose load balancer is
+		// replaced, would be asked again until TCP gives it up, after a quarter of an hour.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: aliveTimeout, PingTimeout: aliveTimeout},
 
 		MaxResponseHeaderBytes: maxAnswerHeader,
 	}

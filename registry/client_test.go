@@ -726,6 +726,53 @@ func TestSilentBodyOverHTTP2(t *testing.T) {
 	}
 }
 
+// A connection that died without a word is not asked for ever.
+func TestLostConnectionOverHTTP2(t *testing.T) {
+	checkGoroutines(t)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			t.Errorf("asked over %s", r.Proto)
+		}
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	transport := patientTransport()
+	defer transport.CloseIdleConnections()
+	transport.TLSClientConfig = s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	transport.HTTP2.SendPingTimeout, transport.HTTP2.PingTimeout = 200*time.Millisecond, 200*time.Millisecond
+	var lines []*lostLine
+	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		line := &lostLine{Conn: conn}
+		lines = append(lines, line)
+		return line, err
+	}
+	c, host := testClient(t, ClientConfig{Transport: transport}), strings.TrimPrefix(s.URL, "https://")
+	if err := c.Ping(t.Context(), host, ""); err != nil {
+		t.Fatal(err)
+	}
+	lines[0].lost.Store(true)
+	for c.Ping(t.Context(), host, "") != nil { // or for ever
+	}
+	if len(lines) < 2 {
+		t.Error("the lost connection answers")
+	}
+}
+
+// lostLine is a connection of which the far end hears nothing any more, once it is lost.
+type lostLine struct {
+	net.Conn
+	lost atomic.Bool
+}
+
+func (l *lostLine) Write(b []byte) (int, error) {
+	if l.lost.Load() {
+		return len(b), nil
+	}
+	return l.Conn.Write(b)
+}
+
 // A refusal counts though its words do not come.
 func TestSilentRefusal(t *testing.T) {
 	checkGoroutines(t)
