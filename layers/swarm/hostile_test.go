@@ -244,6 +244,44 @@ type nopConn struct{ net.Conn }
 func (nopConn) Read(b []byte) (int, error)  { clear(b); return len(b), nil }
 func (nopConn) SetDeadline(time.Time) error { return nil }
 
+// A peer that costs us much by a few bytes, again and again, is cut off.
+func TestFicklePeersAreCutOff(t *testing.T) {
+	blob, _ := testBlob(1<<20, 91)
+	h := newHost(t, Config{})
+	m := fill(t, testStore(t), blob)
+	h.begun(t, m)
+	for name, words := range map[string][]byte{
+		"offers all":      appendSignal(nil, pp.HaveAll),
+		"has a bitfield":  appendBitfield(nil, newBitset(m.Pieces()), m.Pieces()),
+		"chokes":          appendSignal(appendSignal(nil, pp.Choke), pp.Unchoke),
+		"wants":           appendSignal(appendSignal(nil, pp.Interested), pp.NotInterested),
+		"has much to say": binary.BigEndian.AppendUint32(nil, 1<<20)[:4:4],
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "has much to say" {
+				words = append(words, byte(pp.Bitfield)) // and it does not come
+			}
+			s := callFrom(t, "127.0.0.5", h, m.InfoHash(), [20]byte{'f', byte(len(name))})
+			heard := make(chan struct{})
+			go func() {
+				defer close(heard)
+				for ok := true; ok; _, ok = s.next() {
+				}
+			}()
+			for range 2 * changesAtOnce {
+				if s.say(words) != nil || name == "has much to say" {
+					break
+				}
+			}
+			select {
+			case <-heard:
+			case <-time.After(patience):
+				t.Error("it is still heard")
+			}
+		})
+	}
+}
+
 // Who comes when the connections are as many as may be gets the place of one that
 // moves nothing, and serves a host that does want something.
 func TestIdleConnectionsKeepNobodyOut(t *testing.T) {

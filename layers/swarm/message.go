@@ -22,8 +22,6 @@ const (
 	// maxRequest is the most bytes that a peer may ask for at once. BEP 3 knows
 	// 16 KiB; some clients ask for up to 128 KiB.
 	maxRequest = 128 << 10
-	// maxBitfield bounds a bitfield in bytes: 8 million pieces.
-	maxBitfield = 1 << 20
 	// maxExtended bounds a message of BEP 10: a block of metadata and what is said of it.
 	maxExtended = infoBlock + 1<<10
 )
@@ -42,8 +40,9 @@ var errMessage = errors.New("malformed message")
 
 // decoder reads messages.
 type decoder struct {
-	r    *bufio.Reader
-	body []byte
+	r        *bufio.Reader
+	bitfield int // bytes in one for the blob's pieces; what is longer is not read
+	body     []byte
 }
 
 // next reads a message and passes over kinds that we have no use for.
@@ -92,7 +91,7 @@ func (d *decoder) fields(m *message, n int) (known bool, err error) {
 		}
 		return true, err
 	case pp.Bitfield:
-		m.body, err = d.take(n, maxBitfield)
+		m.body, err = d.take(n, d.bitfield)
 		return true, err
 	case pp.Extended:
 		m.body, err = d.take(n, maxExtended)

@@ -54,7 +54,7 @@ func FuzzDecoder(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 7})
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 3, 99, 1, 2})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d := decoder{r: bufio.NewReaderSize(bytes.NewReader(b), readBuffer)}
+		d := decoder{r: bufio.NewReaderSize(bytes.NewReader(b), readBuffer), bitfield: 100}
 		for {
 			m, err := d.next()
 			if err != nil {
@@ -63,6 +63,8 @@ func FuzzDecoder(f *testing.F) {
 			switch {
 			case m.index < 0, len(m.body) > len(b):
 				t.Errorf("message %+v", m)
+			case m.kind == pp.Bitfield && len(m.body) > d.bitfield:
+				t.Errorf("a bitfield of %d bytes", len(m.body))
 			case m.kind == pp.Piece && m.req.length > maxRequest:
 				t.Errorf("a chunk of %d bytes", m.req.length)
 			case m.kind == pp.Piece:

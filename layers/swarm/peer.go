@@ -10,6 +10,7 @@ import (
 
 	"github.com/anacrolix/torrent/bencode"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"golang.org/x/time/rate"
 
 	"github.com/murderp2p/murder/layers/swarm/choice"
 )
@@ -26,6 +27,10 @@ const (
 	maxQueue = 2048
 	// maxUnread bounds what waits for a peer that does not read, in bytes.
 	maxUnread = 1 << 20
+	// changesPerSecond, and at once, are how often a peer may change what it lets us do,
+	// wants, or has in whole: each has us look through the blob's pieces, and costs the peer
+	// five bytes. Clients do so every few seconds.
+	changesPerSecond, changesAtOnce = 16, 256
 )
 
 // peer is a connection in an exchange. Two goroutines serve it: one reads, one writes.
@@ -45,6 +50,7 @@ type peer struct {
 	count      int  // pieces it has
 	choking    bool // it serves us nothing
 	sated      bool // it has said that it wants nothing of us
+	changes    *rate.Limiter
 	received   int64
 	sent       int64
 	movedAt    time.Duration // when a chunk last went either way, or it was admitted
@@ -73,7 +79,7 @@ func newPeer(x *exchange, l *link) *peer {
 		link: l, x: x,
 		wake: make(chan struct{}, 1), gone: make(chan struct{}),
 		addr: l.remote(), has: newBitset(x.pieces), choking: true,
-		served: make(map[int]int64),
+		served: make(map[int]int64), changes: rate.NewLimiter(changesPerSecond, changesAtOnce),
 	}
 	p.taker = choice.NewTaker(p.turnBegins)
 	return p
@@ -131,7 +137,7 @@ func (p *peer) sayExtensions() {
 
 // read hears the peer until the connection ends.
 func (p *peer) read(ctx context.Context) error {
-	d := decoder{r: p.r}
+	d := decoder{r: p.r, bitfield: (p.x.pieces + 7) / 8}
 	buf := chunkBuffers.Get().(*[]byte)
 	defer chunkBuffers.Put(buf)
 	for {
@@ -240,7 +246,10 @@ func (p *peer) serve(ctx context.Context, head []byte, req request) error {
 	return err
 }
 
-var errUnread = errors.New("the peer does not read")
+var (
+	errUnread = errors.New("the peer does not read")
+	errFickle = errors.New("the peer changes its mind too often")
+)
 
 // heard takes in what p says, but for chunks.
 func (x *exchange) heard(p *peer, m message) error {
@@ -251,6 +260,12 @@ func (x *exchange) heard(p *peer, m message) error {
 	}
 	if len(p.out) > maxUnread {
 		return errUnread
+	}
+	switch m.kind {
+	case pp.Choke, pp.Unchoke, pp.Interested, pp.NotInterested, pp.HaveAll, pp.HaveNone, pp.Bitfield:
+		if !p.changes.Allow() {
+			return errFickle
+		}
 	}
 	switch m.kind {
 	case pp.Extended:
@@ -280,6 +295,9 @@ func (x *exchange) heard(p *peer, m message) error {
 	case pp.Have:
 		if m.index >= x.pieces {
 			return fmt.Errorf("have of piece %d among %d: %w", m.index, x.pieces, errMessage)
+		}
+		if p.has.has(m.index) {
+			return nil
 		}
 		x.offered(p, m.index)
 	case pp.HaveAll:
