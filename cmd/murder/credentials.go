@@ -30,6 +30,9 @@ type credentials struct {
 	answers map[string]*answer // by repository and challenge
 }
 
+// maxAnswers bounds those that are remembered: strangers tell a seeder of pushes to repositories that they make up.
+const maxAnswers = 1024
+
 // answer is the Authorization for one challenge.
 type answer struct {
 	turn   chan struct{} // holds one token, for whoever may look at header or fetch it anew; the others wait for that one
@@ -86,6 +89,9 @@ func (k *credentials) answer(key string) *answer {
 	defer k.mu.Unlock()
 	a := k.answers[key]
 	if a == nil {
+		if len(k.answers) >= maxAnswers {
+			clear(k.answers) // whoever has one in hand keeps it
+		}
 		a = &answer{turn: make(chan struct{}, 1)}
 		a.turn <- struct{}{}
 		k.answers[key] = a

@@ -391,6 +391,17 @@ func TestCredentialsIdentityToken(t *testing.T) {
 	}
 }
 
+// Strangers tell a seeder of pushes to any number of repositories.
+func TestAnswersAreBounded(t *testing.T) {
+	k := newCredentials(nil)
+	for i := range 2*maxAnswers + 1 {
+		k.answer(fmt.Sprint(i))
+	}
+	if len(k.answers) > maxAnswers {
+		t.Errorf("%d answers are remembered", len(k.answers))
+	}
+}
+
 // An image that was done and has left the cache for another is not ready.
 func TestPrefetchOfWhatIsGoneAgain(t *testing.T) {
 	mirror := serveEvents(t, func(req prefetchRequest, say func(string, ...any)) {
