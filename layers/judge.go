@@ -4,6 +4,7 @@ import (
 	"crypto/sha1"
 	"fmt"
 	"io"
+	"os"
 )
 
 // SetTorrent begins the arrival by pieces. What was appended is judged by t, as far as
@@ -262,12 +263,19 @@ func (p *Partial) settled() (bool, error) {
 
 // sum returns the SHA-1 of [from, to) as it lies in the file. The caller has entered.
 func (p *Partial) sum(from, to int64) (sum [sha1.Size]byte, err error) {
+	if sum, err = sumOf(p.file, from, to); err != nil {
+		err = fmt.Errorf("read back blob %s: %w", p.digest, err)
+	}
+	return sum, err
+}
+
+// sumOf returns the SHA-1 of [from, to) of f.
+func sumOf(f *os.File, from, to int64) (sum [sha1.Size]byte, err error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	h := sha1.New()
-	section := io.NewSectionReader(p.file, from, to-from)
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{section}, *buf); err != nil {
-		return sum, fmt.Errorf("read back blob %s: %w", p.digest, err)
+	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, from, to-from)}, *buf); err != nil {
+		return sum, err
 	}
 	return [sha1.Size]byte(h.Sum(nil)), nil
 }

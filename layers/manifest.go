@@ -128,7 +128,9 @@ func (s *Store) adopt(d digest.Digest, size int64, path string, arrived int64) (
 	var e *entry
 	if err == nil {
 		e = s.add(d, size, arrived)
-		if fi, err := os.Lstat(to); err == nil {
+		if fi, err := os.Lstat(to); err == nil && arrived > 0 {
+			e.proof.cameRight(fi)
+		} else if err == nil { // it was written in one go
 			e.proof.found(fi)
 		}
 	}

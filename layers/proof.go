@@ -1,7 +1,6 @@
 package layers
 
 import (
-	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,7 @@ type proof struct {
 	file   stamp      // when it was looked at
 	since  time.Time  // when the first of pieces was found right
 	whole  bool       // all of them are
+	came   bool       // all of them were as they came in, before the file had its name
 	pieces bitset
 	count  int       // of pieces
 	hashed time.Time // when all were last hashed in one go
@@ -41,9 +41,19 @@ func (p *proof) found(fi os.FileInfo) {
 	p.whole, p.hashed = true, p.since
 }
 
+// cameRight notes that all of the file that fi tells of was found right piece by piece, while
+// others were written, when its mtime told nothing of what else was done to it. That is enough
+// for peers, who hash what they are sent, and not for clients, who may not.
+func (p *proof) cameRight(fi os.FileInfo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begin(fi)
+	p.came, p.hashed = true, p.since
+}
+
 // begin believes nothing of the file that fi tells of. p.mu is held.
 func (p *proof) begin(fi os.FileInfo) {
-	p.file, p.since, p.whole, p.pieces, p.count = p.stamp(fi), time.Now(), false, nil, 0
+	p.file, p.since, p.whole, p.came, p.pieces, p.count = p.stamp(fi), time.Now(), false, false, nil, 0
 }
 
 // stamp returns by what the file that fi tells of is known again.
@@ -62,12 +72,15 @@ func (p *proof) lastHashed() time.Time {
 }
 
 // holds tells whether the pieces [first, last] of the file can be believed; first > last
-// asks for all.
-func (p *proof) holds(fi os.FileInfo, first, last int) bool {
+// asks for all. by is who wants to know.
+func (p *proof) holds(fi os.FileInfo, first, last int, by asker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stamp(fi) != p.file || time.Since(p.since) > believedFor {
 		p.begin(fi)
+	}
+	if p.came && by == peers {
+		return true
 	}
 	if p.whole || first > last {
 		return p.whole
@@ -116,28 +129,44 @@ func (p *proof) touch(path string, at time.Time) {
 	}
 }
 
+// asker is for whom bytes are looked at.
+type asker bool
+
+const (
+	clients asker = false
+	peers   asker = true
+)
+
 // Check returns nil if n bytes of the blob from off on are what they should be: the
 // pieces they are in are hashed, unless that was done within a day. It is ErrMismatch if
 // they are not, or cannot be read, and DiskFailed; then the blob has left the store, to be
 // fetched anew.
 func (b *Blob) Check(off, n int64) error {
-	return b.store.check(b.entry, b.file, b.metainfo, off, n)
+	return b.store.check(b.entry, b.file, b.metainfo, off, n, clients)
 }
 
-// Check is Blob.Check once the blob is whole and has its name; f is what OpenFile
-// returned. Before that it returns nil: what is here then was found right when it came.
-func (p *Partial) Check(f *os.File, off, n int64) error {
+// CheckForPeer is Check for bytes that a peer is sent, who hashes them: it is enough that
+// they were right when they came.
+func (b *Blob) CheckForPeer(off, n int64) error {
+	return b.store.check(b.entry, b.file, b.metainfo, off, n, peers)
+}
+
+// CheckForPeer is Blob.CheckForPeer once the blob is whole and has its name; f is what
+// OpenFile returned. Before that it returns nil: what is here then was found right when it came.
+func (p *Partial) CheckForPeer(f *os.File, off, n int64) error { return p.checkFor(peers, f, off, n) }
+
+func (p *Partial) checkFor(by asker, f *os.File, off, n int64) error {
 	p.mu.Lock()
 	e := p.named
 	p.mu.Unlock()
 	if e == nil {
 		return nil
 	}
-	return p.store.check(e, f, func() (*Metainfo, error) { return p.Metainfo(), nil }, off, n)
+	return p.store.check(e, f, func() (*Metainfo, error) { return p.Metainfo(), nil }, off, n, by)
 }
 
 // check is Check of the blob e that lies in f.
-func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), off, n int64) error {
+func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), off, n int64, by asker) error {
 	if n <= 0 {
 		return nil
 	}
@@ -151,7 +180,7 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 	}
 	pl := PieceLength(e.size)
 	first, last := int(off/pl), int((off+n-1)/pl)
-	if e.proof.holds(fi, first, last) {
+	if e.proof.holds(fi, first, last, by) {
 		return nil
 	}
 	m, err := metainfo()
@@ -159,7 +188,7 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 		return fmt.Errorf("blob %s cannot be judged: %w", e.digest, errors.Join(errLost, err))
 	}
 	for i := first; i <= min(last, m.Pieces()-1); i++ {
-		if e.proof.holds(fi, i, i) {
+		if e.proof.holds(fi, i, i, by) {
 			continue
 		}
 		if err := checkPieceOf(f, m, i); err != nil {
@@ -176,7 +205,7 @@ func (s *Store) check(e *entry, f *os.File, metainfo func() (*Metainfo, error), 
 func (b *Blob) stillRight(off, n int64) bool {
 	fi, err := b.file.Stat()
 	pl := PieceLength(b.Size())
-	return err == nil && b.entry.proof.holds(fi, int(off/pl), int((off+n-1)/pl))
+	return err == nil && b.entry.proof.holds(fi, int(off/pl), int((off+n-1)/pl), clients)
 }
 
 // metainfo returns what the blob's pieces are judged by.
@@ -191,14 +220,12 @@ func (b *Blob) metainfo() (*Metainfo, error) {
 
 // checkPieceOf returns ErrMismatch if f does not have piece i of m.
 func checkPieceOf(f *os.File, m *Metainfo, i int) error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	from, to := pieceSpan(m.Size(), i)
-	h := sha1.New()
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, from, to-from)}, *buf); err != nil {
+	sum, err := sumOf(f, from, to)
+	if err != nil {
 		return fmt.Errorf("piece %d: %w", i, errors.Join(ErrMismatch, err))
 	}
-	if [sha1.Size]byte(h.Sum(nil)) != m.Piece(i) {
+	if sum != m.Piece(i) {
 		return fmt.Errorf("piece %d: %w", i, ErrMismatch)
 	}
 	return nil

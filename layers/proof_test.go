@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -136,10 +137,10 @@ func TestUseKeepsProof(t *testing.T) {
 	}
 }
 
-// proven tells whether all of the blob can be believed as it is.
+// proven tells whether all of the blob can be believed as it is, for peers.
 func (b *Blob) proven() bool {
 	fi, err := b.file.Stat()
-	return err == nil && b.entry.proof.holds(fi, 1, 0)
+	return err == nil && b.entry.proof.holds(fi, 1, 0, peers)
 }
 
 var unpaced = rate.NewLimiter(rate.Inf, 1<<20)
@@ -272,6 +273,70 @@ func (w *onFirst) Write(b []byte) (int, error) {
 		}
 	}()
 	return w.Buffer.Write(b)
+}
+
+// A byte flips behind what a client has had of a blob that is still arriving, when it has been
+// hashed for the digest already: neither that client is sent it nor one who comes later.
+func TestByteFlipsAsItArrives(t *testing.T) {
+	b := content(8, 2<<20)
+	m := metainfoOf(t, b)
+	const flipped = 1<<20 + 5
+	for _, pieces := range []bool{false, true} {
+		for _, through := range []bool{false, true} {
+			for _, reading := range []bool{false, true} {
+				t.Run(fmt.Sprintf("by pieces %v, through %v, while it is read %v", pieces, through, reading), func(t *testing.T) {
+					s := openStore(t, StoreConfig{})
+					p := partial(t, s, m.Digest(), len(b))
+					most := p.Size() - 1 // all but what makes it whole
+					if pieces {
+						mustSet(t, p, m.Torrent())
+						most -= most % m.PieceLength()
+						for i := range m.Pieces() - 1 {
+							mustWrite(t, p, m, b, i)
+						}
+					} else if err := p.Append(b[:most]); err != nil {
+						t.Fatal(err)
+					}
+					awaitHashed(t, p, most)
+					path := s.partialPath(m.Digest())
+					c, got := p.Content(), bytes.Buffer{}
+					defer c.Close()
+					section := c.Section(t.Context(), 0, p.Size())
+					if through {
+						section = struct{ io.Reader }{section}
+					}
+					if _, err := io.CopyN(&got, section, 1000); err != nil {
+						t.Fatal(err)
+					}
+					damage(t, path, flipped)
+					if reading {
+						_, err := io.Copy(&got, section)
+						if !DiskFailed(err) || int64(got.Len()) > flipped || !bytes.HasPrefix(b, got.Bytes()) {
+							t.Errorf("read %d bytes, %v; want those before byte %d, and that the disk failed", got.Len(), err, flipped)
+						}
+						return
+					}
+					if pieces {
+						mustWrite(t, p, m, b, m.Pieces()-1)
+					} else if err := p.Append(b[most:]); err != nil {
+						t.Fatal(err)
+					}
+					await(t, p.Done())
+					blob, err := s.Open(m.Digest())
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer blob.Close()
+					if _, err := io.Copy(io.Discard, blob.Content().Section(t.Context(), 0, p.Size())); !DiskFailed(err) {
+						t.Errorf("a later client was sent the blob to its end: %v", err)
+					}
+					if _, ok := s.Stat(m.Digest()); ok {
+						t.Error("it is still in the store")
+					}
+				})
+			}
+		}
+	}
 }
 
 // A byte flips while a slow client is being sent the blob, from the cache or since it was

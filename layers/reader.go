@@ -2,6 +2,7 @@ package layers
 
 import (
 	"context"
+	"crypto/sha1"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,10 @@ import (
 // maxSpan is how much a reader hands to sendfile at once: little enough for the end of
 // its context to be noticed, enough for the calls not to show.
 const maxSpan = 4 << 20
+
+// maxFresh is the same of a blob that is arriving: what has been found right is given out
+// soon after.
+const maxFresh = 256 << 10
 
 // NewReader returns a reader of the n bytes from off, in order; Read blocks until
 // some are here. Verified bytes flow at once. Bytes appended without metainfo flow
@@ -45,6 +50,7 @@ type reader struct {
 	end   int64
 	file  *os.File // its own, so that sendfile may move its offset
 	blob  *Blob    // what file is of, if it was whole already
+	sound int64    // bytes before it have been looked at, see check
 
 	// Guarded by p.mu.
 	off     int64
@@ -61,7 +67,7 @@ func (r *reader) Read(b []byte) (int, error) {
 	}
 	n, err := r.wait(int64(len(b)))
 	if err == nil {
-		err = r.p.Check(r.file, r.off, n)
+		err = r.check(n)
 	}
 	if err != nil {
 		return 0, err
@@ -78,12 +84,12 @@ func (r *reader) Read(b []byte) (int, error) {
 // by sendfile.
 func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	for {
-		n, err := r.wait(maxSpan)
+		n, err := r.wait(r.span())
 		if err == io.EOF {
 			return written, nil
 		}
 		if err == nil {
-			err = r.p.Check(r.file, r.off, n)
+			err = r.check(n)
 		}
 		if err != nil {
 			return written, err
@@ -105,6 +111,59 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 			return written, r.p.store.read(err)
 		}
 	}
+}
+
+func (r *reader) span() int64 {
+	if r.blob == nil {
+		return maxFresh
+	}
+	return maxSpan
+}
+
+// check returns nil if the next n bytes are what they were when they came. Somebody may have
+// damaged the file since they were hashed, be it for the blob's digest, which no other way
+// tells: as long as the file is written to, its mtime is that of our own writes.
+func (r *reader) check(n int64) error {
+	p, pl := r.p, PieceLength(r.p.size)
+	for p.shelved == nil && r.sound < r.off+n {
+		i := int(max(r.off, r.sound) / pl)
+		want, turn, known := p.knows(i)
+		if !known {
+			break
+		}
+		from, to := pieceSpan(p.size, i)
+		sum, err := sumOf(r.file, from, to)
+		if err != nil {
+			return p.store.read(fmt.Errorf("read back blob %s: %w", p.digest, err))
+		}
+		if sum != want {
+			if _, now, _ := p.knows(i); now != turn {
+				continue // by another torrent it may be right
+			}
+			err := fmt.Errorf("blob %s, as it arrives: piece %d: %w", p.digest, i, errRotten)
+			p.Fail(err)
+			return err
+		}
+		r.sound = to
+	}
+	return p.checkFor(clients, r.file, r.off, n)
+}
+
+// knows returns the hash of piece i if it is here and verified, or at least hashed, and the
+// blob has no name yet; turn changes when that does.
+func (p *Partial) knows(i int) (sum [sha1.Size]byte, turn int, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.named != nil:
+	case p.torrent == nil:
+		if known = (i+1)*sha1.Size <= len(p.sums); known {
+			sum = [sha1.Size]byte(p.sums[i*sha1.Size:])
+		}
+	case p.have.has(i):
+		sum, known = p.torrent.Piece(i)
+	}
+	return sum, p.turn, known
 }
 
 // copySome copies n bytes of f to w, or up to the end of f.

@@ -225,11 +225,8 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) {
 		return nil, err
 	}
 	s.use(e)
-	b := &Blob{store: s, entry: e, file: f}
-	if e.shelved { // it can vanish from there while it is read, and what it is judged by with it
-		b.meta = readMetainfo(s.torrentPath(d), d, e.size)
-	}
-	return b, nil
+	// It may leave the store while it is read, and what it is judged by with it.
+	return &Blob{store: s, entry: e, file: f, meta: readMetainfo(s.torrentPath(d), d, e.size)}, nil
 }
 
 // Stat returns the size in bytes of a whole blob. It does not count as use.

@@ -107,7 +107,7 @@ type exchange struct {
 }
 
 // checker tells of n bytes of a blob from off on whether they may be sent; see
-// layers.Blob.Check.
+// layers.Blob.CheckForPeer.
 type checker func(off, n int64) error
 
 func (c *Client) newExchange(t *layers.Torrent, p *layers.Partial, f *os.File, check checker, copied io.ReaderAt, trackers []string, release func()) *exchange {

@@ -22,7 +22,7 @@ func (c *Client) Share(_ context.Context, m *layers.Metainfo, b *layers.Blob, tr
 	if m.Pieces() == 0 {
 		return b.Close() // nobody has to ask for the empty blob
 	}
-	x := c.newExchange(m.Torrent(), nil, b.File(), b.Check, b.Copied(), trackers, func() { _ = b.Close() })
+	x := c.newExchange(m.Torrent(), nil, b.File(), b.CheckForPeer, b.Copied(), trackers, func() { _ = b.Close() })
 	for i := range x.pieces {
 		x.have.set(i)
 	}
@@ -62,7 +62,7 @@ func (c *Client) open(t *layers.Torrent, p *layers.Partial, trackers []string) (
 	if err != nil {
 		return nil, fmt.Errorf("open arriving blob %s: %w", t.Digest(), err)
 	}
-	check := func(off, n int64) error { return p.Check(f, off, n) }
+	check := func(off, n int64) error { return p.CheckForPeer(f, off, n) }
 	x := c.newExchange(t, p, f, check, p.Copied(f), trackers, func() {})
 	x.missing = x.pieces
 	return x, nil
