@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -42,13 +43,16 @@ exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup sh -ec '
 	ln -s pts/ptmx dev/ptmx
 	for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
 	mount -t cgroup2 cgroup2 sys/fs/cgroup
-	cp "$1"/units/* units/
-	cp "$1"/default/* etc/default/
+	cp -a "$1"/units/. units/
+	cp -a "$1"/default/. etc/default/
 	install -m 755 "$1/murder" usr/local/bin/murder
 	exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=murder-test \
 		SYSTEMD_UNIT_PATH=/units SYSTEMD_LOG_TARGET=null /lib/systemd/systemd --system --unit=multi-user.target --show-status=0
 ' sh "$1"
 `
+
+// groupOfSecrets is one that Debian has, adm, and nobody is in.
+const groupOfSecrets = 4
 
 // systemdHost is a host with murder's units in its systemd.
 type systemdHost struct {
@@ -60,7 +64,7 @@ type systemdHost struct {
 func bootSystemd(t *testing.T, on *netlab.Machine, reg string) *systemdHost {
 	t.Helper()
 	root := newRoot(t)
-	for role, more := range map[string]string{"mirror": "MURDER_SEEDER=http://127.0.0.1:7070\n", "seeder": ""} {
+	for role, more := range map[string]string{"mirror": "MURDER_SEEDER=http://127.0.0.1:7070\n", "seeder": "MURDER_EVENTS_TOKEN_FILE=/etc/default/events-token\n"} {
 		unit, err := os.ReadFile(filepath.Join("..", "deploy", "systemd", "murder-"+role+".service"))
 		if err != nil {
 			t.Fatal(err)
@@ -68,6 +72,13 @@ func bootSystemd(t *testing.T, on *netlab.Machine, reg string) *systemdHost {
 		writeFile(t, filepath.Join(root, "units", "murder-"+role+".service"), string(unit))
 		writeFile(t, filepath.Join(root, "default", "murder-"+role), "MURDER_INSECURE_REGISTRY="+reg+"\n"+more)
 	}
+	// A secret of root's is given to the seeder as docs/OPERATIONS.md has it.
+	token := filepath.Join(root, "default", "events-token")
+	writeFile(t, token, strings.Repeat("s", 64))
+	if err := errors.Join(os.Chown(token, 0, groupOfSecrets), os.Chmod(token, 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(root, "units", "murder-seeder.service.d", "secrets.conf"), fmt.Sprintf("[Service]\nSupplementaryGroups=%d\n", groupOfSecrets))
 	for _, target := range []string{"sysinit", "basic", "network-online", "shutdown"} {
 		writeFile(t, filepath.Join(root, "units", target+".target"), "[Unit]\nDefaultDependencies=no\n")
 	}
