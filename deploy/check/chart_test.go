@@ -490,6 +490,15 @@ func TestTLS(t *testing.T) {
 					t.Errorf("%s: --%s=%s, the secret's is %s", role, flag, at, key)
 				}
 			}
+			for _, e := range c.Env { // `murder prefetch --fleet` in the seeder's container has what the seeder has
+				if flag, ok := strings.CutPrefix(e.Name, "MURDER_TLS_"); ok && e.Value != flagOf(c, "tls-"+strings.ToLower(flag)) {
+					t.Errorf("%s: %s=%s, and the daemon has %s", role, e.Name, e.Value, flagOf(c, "tls-"+strings.ToLower(flag)))
+				}
+			}
+			asked := slices.ContainsFunc(c.Env, func(e core.EnvVar) bool { return e.Name == "MURDER_SEEDER" && e.Value == "https://127.0.0.1:7070" })
+			if asked != (i >= 0 && role == "seeder") {
+				t.Errorf("%s: commands in its container ask by TLS: %v", role, asked)
+			}
 			want := core.URISchemeHTTP
 			if i >= 0 && role == "seeder" {
 				want = core.URISchemeHTTPS
