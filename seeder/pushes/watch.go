@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -312,17 +313,22 @@ func (w *Watch) page(ctx context.Context, query url.Values) (tags []string, next
 // next_page. Where else the link leads is of no interest: a registry has but one list of
 // tags.
 func nextPage(links []string) url.Values {
-	for _, link := range links {
-		target, params, ok := strings.Cut(strings.TrimSpace(link), ">")
-		if !ok || !strings.HasPrefix(target, "<") || !strings.Contains(params, "next") {
-			continue
-		}
-		if u, err := url.Parse(target[1:]); err == nil && u.RawQuery != "" {
-			return u.Query()
+	for _, header := range links {
+		for _, link := range linkOf.FindAllStringSubmatch(header, -1) {
+			u, err := url.Parse(link[1])
+			if err == nil && u.RawQuery != "" && relNext.MatchString(link[2]) {
+				return u.Query()
+			}
 		}
 	}
 	return nil
 }
+
+// linkOf is one link of a header that may have several, with its parameters; relNext are those of a next page.
+var (
+	linkOf  = regexp.MustCompile(`<([^>]*)>((?:\s*;[^,<]*)*)`)
+	relNext = regexp.MustCompile(`(?i)\brel\s*=\s*"?next\b`)
+)
 
 // compareTags orders tags so that v1.9 comes before v1.10: digits count as the numbers
 // that they are.

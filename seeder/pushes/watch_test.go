@@ -273,6 +273,22 @@ func TestWatchPages(t *testing.T) {
 	}
 }
 
+func TestNextPage(t *testing.T) {
+	for link, want := range map[string]string{
+		`</v2/app/tags/list?last=v2&n=2>; rel="next"`:                       "last=v2&n=2",
+		`<https://reg.test/v2/app/tags/list?next_page=x%3D%3D>;rel=next`:    "next_page=x%3D%3D",
+		`</v2/app/tags/list?last=v0>; rel="prev", </x?last=v2>; rel="next"`: "last=v2",
+		`</v2/app/tags/list?last=v0>; rel="prev"`:                           "",
+		`</v2/app/tags/list>; rel="next"`:                                   "",
+		`</v2/app/tags/list?last=next>`:                                     "",
+		`nonsense`:                                                          "",
+	} {
+		if got := nextPage([]string{"", link}).Encode(); got != want {
+			t.Errorf("next of %s = %q, want %q", link, got, want)
+		}
+	}
+}
+
 // A tag for which the registry does not answer hides no other, and is as it was.
 func TestWatchTagThatIsIll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
