@@ -17,7 +17,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
 )
 
 // Content is a blob or a manifest as a part of a repository. That a caller
@@ -36,7 +35,7 @@ type Grants struct {
 	ttl   time.Duration
 	grace time.Duration
 	key   [32]byte // so that what is kept tells nothing about credentials
-	asks  singleflight.Group
+	asks  questions
 	now   func() time.Time
 	// OnAnswer, when set, is told of each question's result, one of Answers.
 	OnAnswer func(result string)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -284,6 +285,58 @@ func TestQuestionOutlivesItsAsker(t *testing.T) {
 		wait.Wait()
 		b.expect(b.T, "GET a/blobs")
 		b.expectAnswers("granted")
+	})
+}
+
+// Who asks and leaves, again and again, has no more than a number of questions go on; and
+// who waits for the answer to one of them has it all the same.
+func TestQuestionsWithoutAskersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q questions
+		var running atomic.Int64
+		gate := make(chan struct{})
+		ask := func(ctx context.Context) (string, error) {
+			running.Add(1)
+			defer running.Add(-1)
+			select {
+			case <-gate:
+				return "yes", nil
+			case <-ctx.Done():
+				return "", ctx.Err()
+			}
+		}
+		leaving, leave := context.WithCancel(t.Context())
+		var wait sync.WaitGroup
+		for i := range 3 * maxOrphans {
+			wait.Go(func() {
+				if _, err := share(leaving, &q, fmt.Sprint(i), ask); !errors.Is(err, context.Canceled) {
+					t.Errorf("who left is told %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		for i := range 3 * maxOrphans {
+			wait.Go(func() {
+				if i%100 != 0 {
+					return
+				}
+				if answer, err := share(t.Context(), &q, fmt.Sprint(i), ask); answer != "yes" || err != nil {
+					t.Errorf("who waits is told %q, %v", answer, err)
+				}
+			})
+		}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		if n := running.Load(); n > maxOrphans+3*maxOrphans/100+1 {
+			t.Errorf("%d questions go on", n)
+		}
+		close(gate)
+		wait.Wait()
+		synctest.Wait()
+		if n := q.orphans.Load(); n != 0 {
+			t.Errorf("%d questions are still counted", n)
+		}
 	})
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/singleflight"
 )
 
 // ManifestStore keeps manifests by digest. Manifest returns an error for what
@@ -32,8 +31,8 @@ type Manifests struct {
 	TagTTL time.Duration
 	Log    *slog.Logger
 
-	asks    singleflight.Group // about tags
-	fetches singleflight.Group // of manifests
+	asks    questions // about tags
+	fetches questions // of manifests
 
 	mu   sync.Mutex // guards tags
 	tags map[tagged]resolved
