@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -21,12 +22,16 @@ const (
 	noPingTTL = 5 * time.Second
 	// maxPings bounds the registries whose answer is remembered.
 	maxPings = 1024
+	// maxPinging bounds those that are being asked: nobody waits for one that is slow, so
+	// connections do not bound them. Of more the answer is what it was, or yes.
+	maxPinging = 256
 )
 
 // pings remembers what registries answer to GET /v2/ without credentials: the
 // challenge, above all.
 type pings struct {
-	asks singleflight.Group
+	asks   singleflight.Group
+	asking atomic.Int64
 
 	mu      sync.Mutex // guards answers
 	answers map[string]pinged
@@ -52,6 +57,10 @@ func (m *Mirror) Ping(ctx context.Context, req registry.Request) error {
 		return last.refusal
 	}
 	asked := m.pings.asks.DoChan(host, func() (any, error) {
+		defer m.pings.asking.Add(-1)
+		if m.pings.asking.Add(1) > maxPinging {
+			return nil, last.refusal
+		}
 		err := m.upstream.Ping(m.ctx, host, "")
 		ttl := pingTTL
 		if err != nil && !registry.Refused(err) {

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +18,8 @@ import (
 
 	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm"
-
+	"github.com/murderp2p/murder/proxy"
+	"github.com/murderp2p/murder/registry"
 	"github.com/murderp2p/murder/registry/registrytest"
 )
 
@@ -270,6 +273,43 @@ func TestFailuresAreShared(t *testing.T) {
 
 // The challenge at /v2/ is the registry's own. While it is away it is what it
 // was, and soon asked for again.
+// hangingPings is a registry's answer that does not come.
+type hangingPings struct {
+	registry.Upstream
+	asking atomic.Int64
+	end    chan struct{}
+}
+
+func (p *hangingPings) Ping(context.Context, string, string) error {
+	p.asking.Add(1)
+	<-p.end
+	return nil
+}
+
+// Who asks for /v2/ of ever new registries that hang has no number of them asked.
+func TestPingsAreBounded(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	hanging := &hangingPings{end: make(chan struct{})}
+	m := newMirror(t, up, nil, func(cfg *proxy.Config) {
+		hanging.Upstream = cfg.Registries
+		cfg.Registries = hanging
+	})
+	defer close(hanging.end)
+	var asking sync.WaitGroup
+	for i := range 400 {
+		asking.Go(func() {
+			if a := m.request(t, "GET", fmt.Sprintf("/v2/?ns=r%d.test", i), ""); a.status != 200 {
+				t.Errorf("GET /v2/ = %d, %v", a.status, a.err)
+			}
+		})
+	}
+	asking.Wait()
+	if n := hanging.asking.Load(); n > 256 {
+		t.Errorf("%d registries are being asked", n)
+	}
+}
+
 func TestPing(t *testing.T) {
 	t.Parallel()
 	up := registrytest.New(t)
