@@ -396,7 +396,7 @@ func TestByteFlipsAsItIsServed(t *testing.T) {
 
 // A file that is cut short while it is being sent is a failure of our disk, too.
 func TestFileIsCutAsItIsServed(t *testing.T) {
-	b := content(9, maxSpan)
+	b := content(9, 4*maxSpan)
 	s := openStore(t, StoreConfig{})
 	blob, err := s.Open(put(t, s, b))
 	if err != nil {
@@ -405,11 +405,11 @@ func TestFileIsCutAsItIsServed(t *testing.T) {
 	c := blob.Content()
 	defer c.Close()
 	client := &onFirst{then: func() {
-		if err := os.Truncate(s.blobPath(blob.Digest()), maxSpan/2); err != nil {
+		if err := os.Truncate(s.blobPath(blob.Digest()), 2*maxSpan+maxSpan/2); err != nil {
 			t.Fatal(err)
 		}
 	}}
-	_, err = io.Copy(struct{ io.Writer }{client}, c.Section(t.Context(), 0, maxSpan))
+	_, err = io.Copy(struct{ io.Writer }{client}, c.Section(t.Context(), 0, 4*maxSpan))
 	if !DiskFailed(err) || !bytes.HasPrefix(b, client.Bytes()) {
 		t.Errorf("%d bytes, %v; want a failure of the disk", client.Len(), err)
 	}

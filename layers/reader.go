@@ -8,13 +8,10 @@ import (
 	"os"
 )
 
-// maxSpan is how much a reader hands to sendfile at once: little enough for the end of
-// its context to be noticed, enough for the calls not to show.
-const maxSpan = 4 << 20
-
-// maxFresh is the same of a blob that is arriving: what has been found right is given out
-// soon after.
-const maxFresh = 256 << 10
+// maxSpan is how much a reader hands to sendfile at once: little enough for what has been
+// found right to be sent soon after, and for the end of its context to be noticed; enough
+// for the calls not to show.
+const maxSpan = 256 << 10
 
 // NewReader returns a reader of the n bytes from off, in order; Read blocks until
 // some are here. Verified bytes flow at once. Bytes appended without metainfo flow
@@ -84,7 +81,7 @@ func (r *reader) Read(b []byte) (int, error) {
 // by sendfile.
 func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	for {
-		n, err := r.wait(r.span())
+		n, err := r.wait(maxSpan)
 		if err == io.EOF {
 			return written, nil
 		}
@@ -111,13 +108,6 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 			return written, r.p.store.read(err)
 		}
 	}
-}
-
-func (r *reader) span() int64 {
-	if r.blob == nil {
-		return maxFresh
-	}
-	return maxSpan
 }
 
 // check returns nil if the next n bytes are what they were when they came. Somebody may have
