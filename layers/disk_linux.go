@@ -90,14 +90,6 @@ func diskFree(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// fewFiles tells whether an ordinary user can hardly make another file on the disk of dir:
-// fewer than so many, or a fiftieth of those of a small disk. Some file systems know no
-// such bound.
-func fewFiles(dir string, least uint64) bool {
-	var st syscall.Statfs_t
-	return syscall.Statfs(dir, &st) == nil && st.Ffree < min(least, st.Files/50)
-}
-
 // device returns the device that path lies on.
 func device(path string) (uint64, error) {
 	var st syscall.Stat_t

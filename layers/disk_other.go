@@ -29,9 +29,6 @@ func giveBack(*os.File, int64, int64) error { return nil }
 // diskFree cannot tell.
 func diskFree(string) (int64, error) { return 0, errors.ErrUnsupported }
 
-// fewFiles cannot tell.
-func fewFiles(string, uint64) bool { return false }
-
 // device takes all for one.
 func device(path string) (uint64, error) {
 	_, err := os.Stat(path)

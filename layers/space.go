@@ -20,13 +20,8 @@ type space struct {
 
 	mu   sync.Mutex // guards all below
 	free int64      // bytes, an estimate; meaningless before the first look
-	few  bool       // files can hardly be made
 	at   time.Time  // of the last look
 }
-
-// leastFiles are to be left free as well, where some of the disk is: a blob takes two, and
-// while it arrives some more. Each look that finds fewer costs a blob or so.
-const leastFiles = 256
 
 func newSpace(dir string, keep int64) *space { return &space{dir: dir, keep: keep} }
 
@@ -41,13 +36,8 @@ func (sp *space) lacks(n int64) int64 {
 			return 0
 		}
 		sp.free, sp.at = free, time.Now()
-		sp.few = sp.keep > 0 && fewFiles(sp.dir, leastFiles)
 	}
-	lacks := max(0, sp.keep+n-sp.free)
-	if sp.few {
-		lacks = max(lacks, 1)
-	}
-	return lacks
+	return max(0, sp.keep+n-sp.free)
 }
 
 // gained counts n bytes that have been freed, or taken if n is negative.

@@ -272,31 +272,6 @@ func fillFiles(t *testing.T, dir string) (taken []string) {
 	}
 }
 
-// The cache gives way to whoever takes all files of the disk, too.
-func TestOthersTakeAllFiles(t *testing.T) {
-	dir := smallDisk(t, "16m,nr_inodes=600")
-	s := openStore(t, StoreConfig{Dir: dir + "/cache", MinFree: 1 << 20})
-	for i := range 20 {
-		put(t, s, content(uint64(i), 1000))
-	}
-	fillFiles(t, dir)
-	b := content(200, 1000)
-	eventually(t, "a blob is kept again", func() bool {
-		p, err := s.Partial(sha256Of(b), 1000, "registry.test")
-		if err != nil {
-			return false
-		}
-		if err := p.Append(b); err != nil {
-			return false
-		}
-		await(t, p.Done())
-		return p.Err() == nil
-	})
-	if u := s.Usage(); u.Evictions == 0 {
-		t.Errorf("usage is %+v", u)
-	}
-}
-
 // A disk with room for bytes and for no more files, or only some: what a blob needs beside
 // its own file is not there. Whoever reads it gets it whole or hears that the disk failed,
 // and once there is room again it is kept.
