@@ -244,6 +244,7 @@ func (s *Store) rotten(e *entry, err error) {
 	s.drop(e)
 	s.rotted++
 	s.mu.Unlock()
+	s.read(err) // which may be why
 	if e.shelved {
 		s.shelf.distrust(e.digest)
 	}
