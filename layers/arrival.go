@@ -46,7 +46,8 @@ type arrival struct {
 	// While torrent is set, these pieces are here, and are verified ...
 	torrent *Torrent
 	have    bitset
-	run     int // pieces here from the first on
+	run     int  // pieces here from the first on
+	crcs    crcs // of those that were hashed in memory as they came
 	// ... and these are on disk, but it is not known whether they are right.
 	unknown bitset
 	// tail is what had been appended behind the last whole piece, if anything.
@@ -351,7 +352,7 @@ func loadArrival(d digest.Digest, size int64, f *os.File) (*arrival, error) {
 
 // setPieces begins the arrival by pieces, with none here.
 func (a *arrival) setPieces(t *Torrent) {
-	a.torrent, a.run, a.tail, a.received = t, 0, nil, 0
+	a.torrent, a.run, a.tail, a.received, a.crcs = t, 0, nil, 0, crcs{}
 	a.have = newBitset(t.Pieces())
 	a.unknown = newBitset(t.Pieces())
 }
@@ -384,7 +385,7 @@ func (a *arrival) findData() error {
 func (a *arrival) clone() *arrival {
 	c := *a
 	c.have, c.unknown = slices.Clone(a.have), slices.Clone(a.unknown)
-	c.file, c.digester, c.pieces = nil, nil, nil
+	c.file, c.digester, c.pieces, c.crcs = nil, nil, nil, crcs{}
 	return &c
 }
 

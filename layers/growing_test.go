@@ -93,7 +93,7 @@ func TestGrowingTorrent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i >= known {
-			wantErr(t, p.PieceDone(i), ErrHashUnknown)
+			wantErr(t, p.PieceDone(i, sumPiece(pieceOf(m, b, i))), ErrHashUnknown)
 			wantErr(t, p.WritePiece(i, pieceOf(m, b, i)), ErrHashUnknown)
 			if p.PieceHave(i) {
 				t.Errorf("piece %d is here, though nobody can tell", i)
@@ -101,7 +101,7 @@ func TestGrowingTorrent(t *testing.T) {
 			mustAdd(t, tr, hashesOf(m, known, i+1))
 			known = i + 1
 		}
-		if err := p.PieceDone(i); err != nil || !p.PieceHave(i) {
+		if err := p.PieceDone(i, sumPiece(pieceOf(m, b, i))); err != nil || !p.PieceHave(i) {
 			t.Errorf("PieceDone(%d) = %v", i, err)
 		}
 	}
@@ -237,7 +237,7 @@ func TestGrowingTorrentWritesOverWhatWasAppended(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustAdd(t, tr, hashesOf(m, 0, 4))
-		if err := p.PieceDone(1); err != nil {
+		if err := p.PieceDone(1, sumPiece(b[pl:2*pl])); err != nil {
 			t.Fatal(err)
 		}
 		mustWrite(t, p, m, b, 0, 2, 3)
@@ -643,7 +643,7 @@ func TestGrowingTorrentStress(t *testing.T) {
 					for _, i := range rand.Perm(m.Pieces())[:10] {
 						from, _ := pieceSpan(m.Size(), i)
 						if _, err := p.WriteAt(pieceOf(m, b, i), from); err == nil {
-							p.PieceDone(i)
+							p.PieceDone(i, sumPiece(pieceOf(m, b, i)))
 						}
 					}
 				})

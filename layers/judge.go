@@ -3,6 +3,7 @@ package layers
 import (
 	"crypto/sha1"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 )
@@ -271,11 +272,17 @@ func (p *Partial) sum(from, to int64) (sum [sha1.Size]byte, err error) {
 
 // sumOf returns the SHA-1 of [from, to) of f.
 func sumOf(f *os.File, from, to int64) (sum [sha1.Size]byte, err error) {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	h := sha1.New()
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, from, to-from)}, *buf); err != nil {
+	if err := hashOf(h, f, from, to); err != nil {
 		return sum, err
 	}
 	return [sha1.Size]byte(h.Sum(nil)), nil
+}
+
+// hashOf feeds [from, to) of f to h.
+func hashOf(h hash.Hash, f *os.File, from, to int64) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	_, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, from, to-from)}, *buf)
+	return err
 }

@@ -178,8 +178,9 @@ func TestSetTorrentOfAnother(t *testing.T) {
 	wantErr(t, p.Append(b[:1]), ErrPieces)
 	wantErr(t, p.WritePiece(0, b[1:minPieceLength+1]), ErrMismatch)
 	wantErr(t, p.WritePiece(9, b[9*minPieceLength:size-1]), ErrMismatch)
+	wantErr(t, p.PieceDone(0, sumPiece(b[1:minPieceLength+1])), ErrMismatch)
 	for _, i := range []int{-1, 10} {
-		if p.WritePiece(i, nil) == nil || p.PieceDone(i) == nil || p.PieceHave(i) {
+		if p.WritePiece(i, nil) == nil || p.PieceDone(i, PieceSum{}) == nil || p.PieceHave(i) {
 			t.Errorf("there is a piece %d", i)
 		}
 	}
@@ -409,7 +410,7 @@ func writeChunks(t testing.TB, p *Partial, m *Metainfo, b []byte, lies bool) {
 			}
 			from += int64(len(chunk))
 		}
-		if err := p.PieceDone(i); err != nil {
+		if err := p.PieceDone(i, sumPiece(pieceOf(m, b, i))); err != nil {
 			t.Fatal(err)
 		}
 	}

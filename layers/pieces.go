@@ -17,21 +17,26 @@ func (p *Partial) WritePiece(i int, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if from, to := pieceSpan(p.size, i); int64(len(b)) != to-from || sha1.Sum(b) != want {
+	sum := sumPiece(b)
+	if from, to := pieceSpan(p.size, i); int64(len(b)) != to-from || sum.SHA1 != want {
 		return fmt.Errorf("piece %d of blob %s: %w", i, p.digest, ErrMismatch)
 	}
-	return p.onPiece(t, i, func(from int64) error { return p.overwrite(i, b, from) })
+	return p.onPiece(t, i, sum.CRC, func(from int64) error { return p.overwrite(i, b, from) })
 }
 
-// PieceDone marks piece i as here. The caller has read it back and found its SHA-1
-// right, and no WriteAt on it is under way. While that hash is not known it returns
-// ErrHashUnknown.
-func (p *Partial) PieceDone(i int) error {
+// PieceDone marks piece i as here. All of it has been written, no WriteAt on it is under
+// way, and sum is that of what was: ErrMismatch if that is not right, ErrHashUnknown while
+// nobody can tell.
+func (p *Partial) PieceDone(i int, sum PieceSum) error {
 	t := p.Torrent()
-	if _, err := pieceHash(t, i); err != nil {
+	want, err := pieceHash(t, i)
+	if err != nil {
 		return err
 	}
-	return p.onPiece(t, i, func(int64) error { return nil })
+	if sum.SHA1 != want {
+		return fmt.Errorf("piece %d of blob %s: %w", i, p.digest, ErrMismatch)
+	}
+	return p.onPiece(t, i, sum.CRC, func(int64) error { return nil })
 }
 
 // checkPiece refuses pieces that are none.
@@ -57,9 +62,9 @@ func pieceHash(t *Torrent, i int) (sum [sha1.Size]byte, err error) {
 	return sum, nil
 }
 
-// onPiece has piece i of t brought in by put, which is told where it lies and has it to
-// itself, and marks it. It does nothing when the piece is here.
-func (p *Partial) onPiece(t *Torrent, i int, put func(from int64) error) error {
+// onPiece has piece i of t, which crc is of, brought in by put, which is told where it lies
+// and has it to itself, and marks it. It does nothing when the piece is here.
+func (p *Partial) onPiece(t *Torrent, i int, crc uint32, put func(from int64) error) error {
 	if err := p.enterPiece(i); err != nil {
 		return noError(err)
 	}
@@ -78,6 +83,7 @@ func (p *Partial) onPiece(t *Torrent, i int, put func(from int64) error) error {
 	if err != nil {
 		return err
 	}
+	p.crcs.put(i, crc, t.Pieces())
 	p.arrived(i)
 	return nil
 }

@@ -122,11 +122,11 @@ func (r *reader) check(n int64) error {
 			break
 		}
 		from, to := pieceSpan(p.size, i)
-		sum, err := sumOf(r.file, from, to)
+		same, err := want.matches(r.file, from, to)
 		if err != nil {
 			return p.store.read(fmt.Errorf("read back blob %s: %w", p.digest, err))
 		}
-		if sum != want {
+		if !same {
 			if _, now, _ := p.knows(i); now != turn {
 				continue // by another torrent it may be right
 			}
@@ -139,21 +139,22 @@ func (r *reader) check(n int64) error {
 	return p.checkFor(clients, r.file, r.off, n)
 }
 
-// knows returns the hash of piece i if it is here and verified, or at least hashed, and the
+// knows returns what piece i was if it is here and verified, or at least hashed, and the
 // blob has no name yet; turn changes when that does.
-func (p *Partial) knows(i int) (sum [sha1.Size]byte, turn int, known bool) {
+func (p *Partial) knows(i int) (was checksum, turn int, known bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.named != nil:
 	case p.torrent == nil:
 		if known = (i+1)*sha1.Size <= len(p.sums); known {
-			sum = [sha1.Size]byte(p.sums[i*sha1.Size:])
+			was.sha1 = [sha1.Size]byte(p.sums[i*sha1.Size:])
 		}
 	case p.have.has(i):
-		sum, known = p.torrent.Piece(i)
+		was.sha1, known = p.torrent.Piece(i)
+		was.crc, was.quick = p.crcs.get(i)
 	}
-	return sum, p.turn, known
+	return was, p.turn, known
 }
 
 // copySome copies n bytes of f to w, or up to the end of f.

@@ -8,6 +8,7 @@ import (
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"github.com/murderp2p/murder/layers"
 	"github.com/murderp2p/murder/layers/swarm/choice"
 )
 
@@ -292,8 +293,8 @@ func (x *exchange) complete(pc *piece) {
 	x.mu.Unlock()
 	switch {
 	case !known: // prove goes on when it is
-	case sum == want:
-		x.proven(pc)
+	case sum.SHA1 == want:
+		x.proven(pc, sum)
 	default:
 		x.wrong(pc)
 	}
@@ -327,8 +328,8 @@ func (x *exchange) prove() {
 }
 
 // proven keeps a piece that is right.
-func (x *exchange) proven(pc *piece) {
-	if err := x.partial.PieceDone(pc.index); err != nil {
+func (x *exchange) proven(pc *piece, sum layers.PieceSum) {
+	if err := x.partial.PieceDone(pc.index, sum); err != nil {
 		x.fail(fmt.Errorf("keep piece %d: %w", pc.index, err))
 		return
 	}

@@ -1,8 +1,6 @@
 package swarm
 
 import (
-	"crypto/sha1"
-	"hash"
 	"io"
 	"net/netip"
 	"sync"
@@ -42,7 +40,7 @@ type piece struct {
 	spoilt bool                        // to be fetched anew once nothing of it is being written or judged
 
 	hashing sync.Mutex // guards the two below
-	hash    hash.Hash
+	hash    *layers.PieceHash
 	hashed  int64 // bytes from the piece's start
 }
 
@@ -50,7 +48,7 @@ func newPiece(t *layers.Torrent, i int, chunk int64) *piece {
 	size := t.PieceSize(i)
 	n := chunks(size, chunk)
 	return &piece{index: i, size: size, chunk: chunk, got: newBitset(n), left: n,
-		from: make(map[[20]byte]netip.AddrPort), hash: sha1.New()}
+		from: make(map[[20]byte]netip.AddrPort), hash: layers.NewPieceHash()}
 }
 
 // request returns what chunk c is asked by.
@@ -93,7 +91,7 @@ func (p *piece) feed(b []byte, begin int64) {
 
 // sum returns the hash of the piece, all of which is on disk in r, from the byte at
 // from on.
-func (p *piece) sum(r io.ReaderAt, from int64) (sum [sha1.Size]byte, err error) {
+func (p *piece) sum(r io.ReaderAt, from int64) (sum layers.PieceSum, err error) {
 	p.hashing.Lock()
 	defer p.hashing.Unlock()
 	if p.hashed < p.size {
@@ -106,7 +104,7 @@ func (p *piece) sum(r io.ReaderAt, from int64) (sum [sha1.Size]byte, err error) 
 			return sum, io.ErrUnexpectedEOF
 		}
 	}
-	return [sha1.Size]byte(p.hash.Sum(nil)), nil
+	return p.hash.Sum(), nil
 }
 
 // ask is a piece that one peer has been asked for.
