@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -88,6 +89,33 @@ func (d *faultyDisk) cut(t *testing.T, size uint64) {
 		return
 	}
 	t.Fatalf("no loop device has %s", d.image)
+}
+
+// From linux/fs.h: what a snapshot of the disk begins and ends with.
+const (
+	fifreeze = 0xC0045877
+	fithaw   = 0xC0045878
+)
+
+// freeze makes all who would change something on the disk wait until the function that it
+// returns is called, or ctx's test ends.
+func (d *faultyDisk) freeze(t *testing.T) (thaw func()) {
+	t.Helper()
+	root, err := os.Open(fmt.Sprintf("/proc/%d/root%s", d.holder.PID(), d.dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetInt(int(root.Fd()), fifreeze, 0); err != nil {
+		t.Fatal("freeze the disk:", err)
+	}
+	thaw = sync.OnceFunc(func() {
+		defer root.Close()
+		if err := unix.IoctlSetInt(int(root.Fd()), fithaw, 0); err != nil {
+			t.Error("thaw the disk:", err)
+		}
+	})
+	t.Cleanup(thaw) // or the mirror could not even be killed
+	return thaw
 }
 
 // uncached opens a file of the disk and has the kernel forget its content, so that who reads it reads the disk.
@@ -196,5 +224,73 @@ func TestDiskFails(t *testing.T) {
 	defer again.Close()
 	if got, err := digest.FromReader(again); err != nil || got != last.Digest {
 		t.Errorf("what the disk has taken since is %s, %v; want %s", got, err, last.Digest)
+	}
+}
+
+// TestDiskHangs freezes a mirror's disk in the middle of a pull, as a snapshot does that takes
+// for ever. That pull ends right, so do those that come later, of what the cache has and of what
+// it has not; when the disk is thawed, the cache is as it was, without a restart.
+func TestDiskHangs(t *testing.T) {
+	needs(t, "docker-registry")
+	disk := newFaultyDisk(t)
+	image, err := makeImage(newRoot(t), "hanging", slices.Repeat([]int64{4 << 20}, 5)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := startFleet(t, fleetConfig{})
+	push(t, f.Registry.Addr, failRepo+":v1", image, nil)
+	m := startMirror(t, daemonConfig{
+		Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, DataDir: filepath.Join(disk.dir, "murder"),
+		Through: []string{program(t, "nsenter"), fmt.Sprint("--mount=/proc/", disk.holder.PID(), "/ns/mnt")},
+	})
+	f.Mirrors = append(f.Mirrors, m)
+	blobs := layerBlobs(t, image)
+	has, comes, new, spare := blobs[0], blobs[1], blobs[2], blobs[3:]
+	pull := func(b blobInfo) error { return checkBlob(t, m.Blob(f.Registry.Addr, failRepo, b.Digest), b.Digest) }
+	if err := pull(has); err != nil {
+		t.Fatal(err)
+	}
+	f.waitCached(t, has)
+	held := f.Registry.Hold(comes.Digest, 2<<20)
+	body, err := openBlob(t, m.Blob(f.Registry.Addr, failRepo, comes.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	verifier := comes.Digest.Verifier()
+	if _, err := io.CopyN(verifier, body, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	held.wait(t)
+
+	thaw := disk.freeze(t)
+	held.Release()
+	done := logTime(t, "the pull whose disk began to hang")
+	if _, err := io.Copy(verifier, body); err != nil || !verifier.Verified() {
+		t.Errorf("the pull in whose middle the disk began to hang: right %v, %v", verifier.Verified(), err)
+	}
+	done()
+	for what, b := range map[string]blobInfo{"that was arriving": comes, "that is cached": has, "that is not cached": new} {
+		if err := pull(b); err != nil {
+			t.Errorf("a blob %s, with a disk that hangs: %v", what, err)
+		}
+	}
+	if log := m.output.String(); strings.Count(log, `"cache fails`) != 1 || !strings.Contains(log, "disk hangs") {
+		t.Errorf("the log has %d lines of the disk's failure, want 1 that names it", strings.Count(log, `"cache fails`))
+	}
+
+	thaw()
+	last := spare[0]
+	m.waitUntil(t, "the cache takes blobs again", func() error {
+		if err := pull(last); err != nil {
+			return permanentError{err}
+		}
+		if a := get(t, m.URL()+"/v1/status?digest="+last.Digest.String()); !strings.Contains(string(a.Body), `"state": "whole"`) {
+			return errNotYet
+		}
+		return nil
+	})
+	if err := pull(has); err != nil {
+		t.Errorf("what was cached before the disk hung: %v", err)
 	}
 }

@@ -35,15 +35,36 @@ func writeFile(tempDir, path string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
+	if err := renameTemp(temp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
 }
 
+// replaceFile is writeFile without a wait for the disk, which may be busy with other files for
+// minutes: the process may crash, but a power failure may leave anything at path.
+func replaceFile(tempDir, path string, content []byte) error {
+	temp, err := createTemp(tempDir, content, func(*os.File) error { return nil })
+	if err != nil {
+		return err
+	}
+	return renameTemp(temp, path)
+}
+
+func renameTemp(temp, path string) error {
+	err := os.Rename(temp, path)
+	if err != nil {
+		os.Remove(temp)
+	}
+	return err
+}
+
 // writeTemp writes content to a new file in dir, down to the disk.
 func writeTemp(dir string, content []byte) (path string, err error) {
+	return createTemp(dir, content, (*os.File).Sync)
+}
+
+func createTemp(dir string, content []byte, sync func(*os.File) error) (path string, err error) {
 	f, err := os.CreateTemp(dir, tempPrefix)
 	if err != nil {
 		return "", err
@@ -63,7 +84,7 @@ func writeTemp(dir string, content []byte) (path string, err error) {
 	if err := f.Chmod(0o644); err != nil {
 		return "", err
 	}
-	return f.Name(), f.Sync()
+	return f.Name(), sync(f)
 }
 
 // syncDir makes names given and taken in dir last over a power failure.

@@ -55,7 +55,7 @@ func (s *Store) use(e *entry) {
 	}
 	s.mu.Unlock()
 	if touch {
-		e.proof.touch(s.blobPath(e.digest), now)
+		s.briefly(func() { e.proof.touch(s.blobPath(e.digest), now) })
 	}
 }
 

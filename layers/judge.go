@@ -126,7 +126,8 @@ func (p *Partial) leaveTorrent() {
 
 // save keeps the metainfo for a later run, beside the file.
 func (p *Partial) save(m *Metainfo) error {
-	if err := writeFile(p.store.partialDir(), p.file.Name()+torrentSuffix, m.Bytes()); err != nil {
+	defer p.store.patience.call()()
+	if err := replaceFile(p.store.partialDir(), p.file.Name()+torrentSuffix, m.Bytes()); err != nil {
 		return fmt.Errorf("save metainfo of %s: %w", p.digest, err)
 	}
 	return nil

@@ -54,6 +54,9 @@ func (s *Store) PutManifest(desc ocispec.Descriptor, content []byte, ref string)
 	if desc.Size != int64(len(content)) || desc.Digest.Algorithm().FromBytes(content) != desc.Digest {
 		return fmt.Errorf("manifest %s: %w", desc.Digest, ErrMismatch)
 	}
+	if hangs, _, _ := s.patience.state(); hangs {
+		return ErrHangs
+	}
 	e := s.pin(desc.Digest)
 	if e != nil && e.shelved { // the layout has its manifests itself
 		s.unpin(e)

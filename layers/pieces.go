@@ -222,7 +222,10 @@ func (p *Partial) overwrite(i int, b []byte, off int64) error {
 			p.mu.Unlock()
 		}
 	}
-	if _, err := p.file.WriteAt(b, off); err != nil {
+	over := p.store.patience.call()
+	_, err := p.file.WriteAt(b, off)
+	over()
+	if err != nil {
 		return fmt.Errorf("write at %d of blob %s: %w", off, p.digest, err)
 	}
 	return nil
@@ -307,6 +310,14 @@ func (p *Partial) openFile() (*os.File, *Blob, error) {
 	}
 	if !errors.Is(err, errShut) {
 		return nil, nil, err
+	}
+	if p.shelved == nil { // its fsync may take long
+		if f, err := os.Open(p.store.partialPath(p.digest)); err == nil {
+			return f, nil, nil
+		}
+		if blob, err := p.store.Open(p.digest); err == nil {
+			return blob.File(), blob, nil
+		}
 	}
 	<-p.done
 	if err := p.Err(); err != nil {

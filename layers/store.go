@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"cmp"
 	"container/list"
 	"errors"
 	"fmt"
@@ -73,6 +74,8 @@ type StoreConfig struct {
 	// open had better open it anew, as the old file takes space until it is closed. It is called from one goroutine and may call the store, but not Close.
 	// May be nil.
 	OnEvict func(d digest.Digest)
+
+	hangsAfter time.Duration // the constant, but in tests
 }
 
 // Store is whole blobs on disk under their digests, and the Partials of those
@@ -93,6 +96,7 @@ type Store struct {
 	mount    string // point that the folder lies on
 	vanished bool   // the folder is gone; only watch looks
 	trouble  trouble
+	patience *patience
 
 	space *space // on the disk
 
@@ -164,6 +168,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		told:     evictions{ready: make(chan struct{}, 1)},
 		stop:     make(chan struct{}),
 		space:    newSpace(cfg.Dir, cfg.MinFree),
+		patience: newPatience(cmp.Or(cfg.hangsAfter, hangsAfter)),
 		blobs:    make(map[digest.Digest]*entry),
 		idle:     list.New(),
 		partials: make(map[digest.Digest]*Partial),
@@ -193,6 +198,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		s.running.Go(s.tell)
 	}
 	s.running.Go(s.watch)
+	s.goWith(s.watchPatience)
 	s.startScrub(cfg.ScrubRate)
 	if s.shelf != nil {
 		s.probeShelf()
@@ -204,8 +210,11 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 }
 
 // Open opens a whole blob, which counts as use, or returns ErrNotFound. The blob
-// is not evicted before Close or Unpin.
+// is not evicted before Close or Unpin. While the disk hangs that is a failure of it.
 func (s *Store) Open(d digest.Digest) (*Blob, error) {
+	if hangs, _, _ := s.patience.state(); hangs {
+		return nil, fmt.Errorf("%s: %w", d, ErrHangs)
+	}
 	e := s.pin(d)
 	if e == nil {
 		return nil, fmt.Errorf("%s: %w", d, ErrNotFound)
@@ -272,11 +281,21 @@ func (s *Store) Partial(d digest.Digest, size int64, origin string) (*Partial, e
 	if size < 0 {
 		return nil, fmt.Errorf("%s: size %d is negative", d, size)
 	}
-	v, err, _ := s.opening.Do(string(d), func() (any, error) { return s.openPartial(d, size, origin) })
+	var p *Partial
+	err := s.orHangs(func() error {
+		v, err, _ := s.opening.Do(string(d), func() (any, error) { return s.openPartial(d, size, origin) })
+		if err == nil {
+			p = v.(*Partial)
+		}
+		return err
+	}, func() {
+		if p != nil { // nobody waits for it any more
+			p.Fail(ErrHangs)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	p := v.(*Partial)
 	if p.size != size {
 		return nil, fmt.Errorf("%s: %d bytes, not %d: %w", d, p.size, size, ErrSize)
 	}

@@ -245,7 +245,7 @@ func (d *download) run() {
 	if errors.Is(err, layers.ErrMismatch) && !d.shelved {
 		m.suspects.add(origin{d.host, p.Digest()})
 	}
-	if layers.DiskFailed(err) && !d.shelved {
+	if d.passedBy() {
 		m.uncached.add(origin{d.host, p.Digest()})
 	}
 	m.flights.End(p.Digest())
@@ -274,6 +274,9 @@ func (d *download) run() {
 		}
 	}
 }
+
+// passedBy tells whether the disk has failed the download, which it may take long to end.
+func (d *download) passedBy() bool { return !d.shelved && layers.DiskFailed(d.partial.Err()) }
 
 // failed tells whether the blob will not come by this download, when the next
 // can begin.

@@ -266,6 +266,9 @@ func (m *Mirror) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
 			return nil, nil, registry.PassThrough(ctx, m.upstream, req, u.Cause) // the stream is another's
 		}
+		if err == nil && joined && d.passedBy() {
+			return nil, nil, registry.PassThrough(ctx, m.upstream, req, d.partial.Err())
+		}
 		if err == nil && joined && d.failed(ctx) {
 			continue
 		}

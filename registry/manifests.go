@@ -114,6 +114,24 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 		return desc, nil, err
 	}
 	m.Grants.Record(req.Authorization, Content{req.Repo, Manifest, desc.Digest})
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		m.keep(req, desc, content)
+	}()
+	select {
+	case <-kept:
+	case <-time.After(keepPatience):
+	}
+	return desc, content, nil
+}
+
+// keepPatience is how long a manifest's answer waits until the manifest is stored, as what is
+// asked next may ask for it: on a disk that is busy that may take minutes.
+const keepPatience = time.Second
+
+// keep stores a manifest under the names that it has.
+func (m *Manifests) keep(req Request, desc ocispec.Descriptor, content []byte) {
 	name := "" // the parts of an index have none
 	if req.Tag != "" {
 		name = req.Repo.String() + ":" + req.Tag
@@ -124,7 +142,6 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 	for _, name := range m.names(req.Repo, desc.Digest) {
 		m.Store.NameManifest(desc.Digest, name)
 	}
-	return desc, content, nil
 }
 
 // names are what tags have been said to stand for a manifest: engines ask for a tag's

@@ -124,6 +124,9 @@ func (o *origin) acquire(ctx context.Context, req registry.Request) (*layers.Blo
 		if u, ok := errors.AsType[*registry.Uncached](err); ok && joined {
 			return nil, nil, registry.PassThrough(ctx, o.upstream, req, u.Cause) // the stream is another's
 		}
+		if err == nil && joined && errors.Is(f.partial.Err(), layers.ErrHangs) { // until it does not, the fetch does not end
+			return nil, nil, registry.PassThrough(ctx, o.upstream, req, layers.ErrHangs)
+		}
 		if err == nil && joined && (f.failed(ctx) || !f.rights.From(req.Repo.Host) && o.soonOver(ctx, req, f)) {
 			continue
 		}

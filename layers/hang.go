@@ -1,0 +1,148 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// hangsAfter is how long one write, or one name given to a file, takes before the disk counts
+// as hanging: much longer than a busy one needs, and as long as a client may be kept waiting.
+const hangsAfter = 10 * time.Second
+
+// ErrHangs is a failure (see DiskFailed) of a disk that neither takes bytes nor refuses them, as when its
+// file system is frozen for a snapshot, or its server is away.
+var ErrHangs = fmt.Errorf("disk hangs: %w", errLost)
+
+// patience watches over what a Store asks of its disk. A call that hangs can not be ended;
+// what can be is the wait of those who do not need the disk.
+type patience struct {
+	after time.Duration
+
+	mu    sync.Mutex // guards all below
+	next  int
+	under map[int]time.Time // when each call that is under way began
+	hangs bool
+	times int           // how often it has hung
+	ended chan struct{} // closed when hangs becomes true
+}
+
+func newPatience(after time.Duration) *patience {
+	return &patience{after: after, under: make(map[int]time.Time), ended: make(chan struct{})}
+}
+
+// call notes that the disk is asked for something, until over is called.
+func (p *patience) call() (over func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.next
+	p.next++
+	p.under[n] = time.Now()
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.under, n)
+	}
+}
+
+// look finds out whether the disk hangs now, and whether that is new.
+func (p *patience) look(now time.Time) (hangs, new bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.hangs
+	p.hangs = false
+	for _, began := range p.under {
+		p.hangs = p.hangs || now.Sub(began) >= p.after
+	}
+	switch {
+	case p.hangs && !was:
+		p.times++
+		close(p.ended)
+	case !p.hangs && was:
+		p.ended = make(chan struct{})
+	}
+	return p.hangs, p.hangs && !was
+}
+
+// state tells whether the disk hangs, what is closed when it begins to, and how often it has.
+func (p *patience) state() (hangs bool, begins <-chan struct{}, times int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hangs, p.ended, p.times
+}
+
+// watchPatience ends what waits for a disk that hangs: nothing more is asked of it until it
+// has done what it was asked, and all that is arriving goes past it.
+func (s *Store) watchPatience(ctx context.Context) {
+	tick := time.NewTicker(s.patience.after / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			hangs, began := s.patience.look(now)
+			if began {
+				s.ail(ErrHangs)
+			}
+			if hangs {
+				s.failAll(ErrHangs)
+			}
+		}
+	}
+}
+
+// failAll fails all that is arriving.
+func (s *Store) failAll(err error) {
+	s.mu.Lock()
+	all := make([]*Partial, 0, len(s.partials))
+	for _, p := range s.partials {
+		all = append(all, p)
+	}
+	s.mu.Unlock()
+	for _, p := range all {
+		p.Fail(err)
+	}
+}
+
+// orHangs runs do, which needs the disk, and returns its error, or ErrHangs as soon as the disk
+// does. do may go on after that, and late is called when it has.
+func (s *Store) orHangs(do func() error, late func()) error {
+	hangs, begins, before := s.patience.state()
+	if hangs {
+		return ErrHangs
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := do()
+		if _, _, times := s.patience.state(); times != before {
+			late()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-begins:
+		return ErrHangs
+	}
+}
+
+// briefly runs do, which the caller can do without, and waits a second for it at the most.
+// Nothing is done on a disk that hangs.
+func (s *Store) briefly(do func()) {
+	if hangs, _, _ := s.patience.state(); hangs {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer s.patience.call()()
+		do()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+}
