@@ -37,8 +37,11 @@ func (s *Store) unpin(e *entry) {
 			e.elem = s.idle.PushFront(e)
 		}
 	}
+	full := s.full()
 	s.mu.Unlock()
-	s.trim()
+	if full { // a client may wait for who unpins
+		s.briefly(s.trim)
+	}
 }
 
 // use notes that a blob has been used.
@@ -55,7 +58,10 @@ func (s *Store) use(e *entry) {
 	}
 	s.mu.Unlock()
 	if touch {
-		s.briefly(func() { e.proof.touch(s.blobPath(e.digest), now) })
+		s.briefly(func() {
+			defer s.patience.call()()
+			e.proof.touch(s.blobPath(e.digest), now)
+		})
 	}
 }
 

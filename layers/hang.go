@@ -46,6 +46,23 @@ func (p *patience) call() (over func()) {
 	}
 }
 
+// names is Store.names. Nothing but the disk can have it held for long, so that counts as a call.
+type names struct {
+	sync.Mutex
+	patience *patience
+	over     func()
+}
+
+func (n *names) Lock() {
+	n.Mutex.Lock()
+	n.over = n.patience.call()
+}
+
+func (n *names) Unlock() {
+	n.over()
+	n.Mutex.Unlock()
+}
+
 // look finds out whether the disk hangs now, and whether that is new.
 func (p *patience) look(now time.Time) (hangs, new bool) {
 	p.mu.Lock()
@@ -129,7 +146,7 @@ func (s *Store) orHangs(do func() error, late func()) error {
 	}
 }
 
-// briefly runs do, which the caller can do without, and waits a second for it at the most.
+// briefly runs do, whose end the caller can do without, and waits a second for it at the most.
 // Nothing is done on a disk that hangs.
 func (s *Store) briefly(do func()) {
 	if hangs, _, _ := s.patience.state(); hangs {
@@ -138,7 +155,6 @@ func (s *Store) briefly(do func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer s.patience.call()()
 		do()
 	}()
 	select {

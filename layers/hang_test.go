@@ -106,3 +106,28 @@ func TestClientComesDuringFsync(t *testing.T) {
 		t.Errorf("the arriving blob's file: %v", err)
 	}
 }
+
+// Who closes a blob while the store is above its limit, and the disk does not let go of what would
+// make room, does not wait for that: behind it the rest of an answer may still have to be sent.
+func TestCloseWaitsForNoEviction(t *testing.T) {
+	s := openStore(t, StoreConfig{hangsAfter: 50 * time.Millisecond})
+	blob, err := s.Open(put(t, s, content(24, 1000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, content(25, 1000))
+	_, begins, _ := s.patience.state()
+	s.names.Lock() // held by who has asked the disk for a name
+	s.mu.Lock()
+	s.limit = 1500
+	s.mu.Unlock()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		blob.Close()
+	}()
+	await(t, closed)
+	await(t, begins) // and that the names are held for long is noticed, with nothing else under way
+	s.names.Unlock()
+	eventually(t, "room is made when the disk has answered", func() bool { return s.Usage().Bytes <= 1500 })
+}

@@ -105,7 +105,12 @@ func (s *Store) putBlob(d digest.Digest, content []byte) (*entry, error) {
 		s.ail(err)
 		return nil, err
 	}
-	temp, err := writeTemp(s.partialDir(), content)
+	over := s.patience.call()
+	temp, err := createTemp(s.partialDir(), content, func(f *os.File) error {
+		over() // an fsync may take long
+		return f.Sync()
+	})
+	over()
 	if err != nil {
 		s.ail(err)
 		return nil, err

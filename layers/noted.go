@@ -113,7 +113,10 @@ func (p *Partial) note(hashes []byte, anything bool) {
 	if p.noted == nil {
 		return
 	}
-	if err := p.noted.note(hashes, anything); err != nil { // a restart would begin the blob anew
+	over := p.store.patience.call()
+	err := p.noted.note(hashes, anything)
+	over()
+	if err != nil { // a restart would begin the blob anew
 		p.store.ail(fmt.Errorf("note hashes of %s: %w", p.digest, err))
 	}
 }

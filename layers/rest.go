@@ -62,15 +62,14 @@ func (s *Store) dropStale() {
 // lies there: 0 also where pieces do.
 func (s *Store) Begun(d digest.Digest, origin string) int64 {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	r := s.rests[d]
-	switch {
-	case r == nil:
-		return 0
-	case r.arrival != nil && r.arrival.origin == origin:
-		return r.arrival.contiguous()
-	case r.arrival != nil:
-		return 0
+	begun, known := int64(0), r == nil || r.arrival != nil
+	if known && r != nil && r.arrival.origin == origin {
+		begun = r.arrival.contiguous()
+	}
+	s.mu.Unlock() // the disk may hang
+	if known {
+		return begun
 	}
 	if from, err := readSmall(s.partialPath(d)+originSuffix, maxOrigin); err != nil || string(from) != origin {
 		return 0

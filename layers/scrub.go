@@ -118,7 +118,7 @@ func (s *Store) noteRight(e *entry, m *Metainfo) error {
 	}
 	path := s.torrentPath(e.digest)
 	if saved := readMetainfo(path, e.digest, e.size); saved == nil || saved.InfoHash() != m.InfoHash() {
-		return writeFile(s.partialDir(), path, m.Bytes())
+		return replaceFile(s.partialDir(), path, m.Bytes()) // names are not held for an fsync
 	}
 	now := time.Now()
 	return os.Chtimes(path, now, now)

@@ -31,7 +31,9 @@ func (sp *space) lacks(n int64) int64 {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	if time.Since(sp.at) >= watchEvery {
+		sp.mu.Unlock() // the disk may hang
 		free, err := diskFree(sp.dir)
+		sp.mu.Lock()
 		if err != nil {
 			return 0
 		}

@@ -116,7 +116,7 @@ type Store struct {
 	// it, together with the change of the maps below that says so. Without it an
 	// eviction could unlink the file of a blob that has just come in again. System
 	// calls are made under it, but no data is moved. It is taken before mu.
-	names sync.Mutex
+	names names
 
 	mu        sync.Mutex // guards all below
 	limit     int64
@@ -178,9 +178,12 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		maxBlobs: maxBlobs,
 		maxRests: maxRests,
 	}
+	s.names.patience = s.patience
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	waits := time.AfterFunc(s.patience.after, func() { s.log.Warn("disk hangs, the start waits for it", "dir", s.dir) })
+	defer waits.Stop()
 	err := s.load()
 	if err == nil {
 		err = s.loadPins()

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -33,6 +34,8 @@ type Manifests struct {
 
 	asks    questions // about tags
 	fetches questions // of manifests
+
+	keeping atomic.Int64 // manifests that are being stored
 
 	mu   sync.Mutex // guards tags
 	tags map[tagged]resolved
@@ -114,9 +117,14 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 		return desc, nil, err
 	}
 	m.Grants.Record(req.Authorization, Content{req.Repo, Manifest, desc.Digest})
+	if m.keeping.Add(1) > maxKeeping {
+		m.keeping.Add(-1)
+		return desc, content, nil
+	}
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
+		defer m.keeping.Add(-1)
 		m.keep(req, desc, content)
 	}()
 	select {
@@ -129,6 +137,10 @@ func (m *Manifests) fetch(ctx context.Context, req Request, ref string) (ocispec
 // keepPatience is how long a manifest's answer waits until the manifest is stored, as what is
 // asked next may ask for it: on a disk that is busy that may take minutes.
 const keepPatience = time.Second
+
+// maxKeeping bounds the manifests that are being stored, each by a thread of the kernel's that
+// may wait for the disk; of more none is kept.
+const maxKeeping = 256
 
 // keep stores a manifest under the names that it has.
 func (m *Manifests) keep(req Request, desc ocispec.Descriptor, content []byte) {
