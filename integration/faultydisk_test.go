@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -46,7 +47,7 @@ mount -o errors=continue "$loop" disk && losetup -d "$loop" # when it is not mou
 // newFaultyDisk skips the test where such a disk cannot be had.
 func newFaultyDisk(t *testing.T) *faultyDisk {
 	t.Helper()
-	needs(t, "losetup", "mkfs.ext4", "nsenter")
+	needs(t, "losetup", "mkfs.ext4", "nsenter", "fsfreeze")
 	needsRoot(t)
 	root := newRoot(t)
 	d := &faultyDisk{image: filepath.Join(root, "image"), dir: filepath.Join(root, "disk")}
@@ -91,30 +92,37 @@ func (d *faultyDisk) cut(t *testing.T, size uint64) {
 	t.Fatalf("no loop device has %s", d.image)
 }
 
-// From linux/fs.h: what a snapshot of the disk begins and ends with.
-const (
-	fifreeze = 0xC0045877
-	fithaw   = 0xC0045878
-)
+// fifreeze, from linux/fs.h, is what a snapshot of the disk begins with.
+const fifreeze = 0xC0045877
 
 // freeze makes all who would change something on the disk wait until the function that it
-// returns is called, or ctx's test ends.
+// returns is called, or the test ends, be it by a signal: what waits cannot be killed.
 func (d *faultyDisk) freeze(t *testing.T) (thaw func()) {
 	t.Helper()
 	root, err := os.Open(fmt.Sprintf("/proc/%d/root%s", d.holder.PID(), d.dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.IoctlSetInt(int(root.Fd()), fifreeze, 0); err != nil {
+	defer root.Close()
+	guard := exec.Command(program(t, "sh"), "-c", "read -r _; exec fsfreeze --unfreeze /proc/self/fd/3")
+	guard.ExtraFiles = []*os.File{root}
+	end, err := guard.StdinPipe()
+	if err == nil {
+		err = guard.Start()
+	}
+	if err == nil {
+		err = unix.IoctlSetInt(int(root.Fd()), fifreeze, 0)
+	}
+	if err != nil {
 		t.Fatal("freeze the disk:", err)
 	}
 	thaw = sync.OnceFunc(func() {
-		defer root.Close()
-		if err := unix.IoctlSetInt(int(root.Fd()), fithaw, 0); err != nil {
+		end.Close()
+		if err := guard.Wait(); err != nil {
 			t.Error("thaw the disk:", err)
 		}
 	})
-	t.Cleanup(thaw) // or the mirror could not even be killed
+	t.Cleanup(thaw)
 	return thaw
 }
 
