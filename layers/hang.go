@@ -2,7 +2,7 @@ package layers
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"sync"
 	"time"
 )
@@ -13,7 +13,7 @@ const hangsAfter = 10 * time.Second
 
 // ErrHangs is a failure (see DiskFailed) of a disk that neither takes bytes nor refuses them, as when its
 // file system is frozen for a snapshot, or its server is away.
-var ErrHangs = fmt.Errorf("disk hangs: %w", errLost)
+var ErrHangs = errors.New("disk hangs")
 
 // patience watches over what a Store asks of its disk. A call that hangs can not be ended;
 // what can be is the wait of those who do not need the disk.

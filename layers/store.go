@@ -408,6 +408,8 @@ func (s *Store) SetLimit(bytes int64) {
 // OpenStore), writes index.json and waits until all is at rest. It may be called
 // twice. Blobs that are open stay readable.
 func (s *Store) Close() error {
+	waits := time.AfterFunc(s.patience.after, func() { s.log.Warn("disk hangs, the end waits for it", "dir", s.dir) })
+	defer waits.Stop()
 	s.mu.Lock()
 	partials := slices.Collect(maps.Values(s.partials))
 	first := !s.closed

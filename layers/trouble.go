@@ -25,7 +25,7 @@ func DiskFailed(err error) bool {
 	if _, ok := errors.AsType[*os.LinkError](err); ok {
 		return true
 	}
-	for _, failure := range []error{errLost, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.EFBIG, syscall.ESTALE} {
+	for _, failure := range []error{errLost, ErrHangs, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.EFBIG, syscall.ESTALE} {
 		if errors.Is(err, failure) {
 			return true
 		}
