@@ -38,6 +38,7 @@ type download struct {
 	why     string          // why there is no seeder
 	shelved bool            // all of it is here, and only has to be verified
 	pace    *pace
+	returns int // how often it has left the registry for a seeder
 
 	ended chan struct{} // closed when the next download of the blob can begin
 
@@ -319,7 +320,7 @@ func (d *download) bring() error {
 		d.mirror.ledger.Way(d.partial.Digest(), way, d.why)
 		tracing.Of(d.ctx).Way(way, d.why)
 		err := ways[way](ctx)
-		if !isTooSlow(err) {
+		if !isTooSlow(err) && !errors.Is(err, errReturned) {
 			d.pace.failed(way)
 		}
 		switch {
@@ -327,6 +328,9 @@ func (d *download) bring() error {
 			return nil
 		case d.over(), layers.DiskFailed(err):
 			return err
+		case errors.Is(err, errReturned):
+			fruitless = 0
+			d.mirror.cfg.Log.Info("seeder is back", "digest", d.partial.Digest(), "bytes", d.partial.Received())
 		case !errors.Is(err, errSkip):
 			last = err
 			d.left(way, err)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -218,5 +219,43 @@ func TestSeedersComeAndGo(t *testing.T) {
 				t.Errorf("record without seeders = %+v", r)
 			}
 		})
+	}
+}
+
+// Hosts that have turned to the registry, as their only seeder died, come back to it when it
+// is there again: the registry sends the rest to the seeder, not to each of them.
+func TestSeederIsBack(t *testing.T) {
+	t.Parallel()
+	up := registrytest.New(t)
+	b := random(big, 904)
+	d := up.Push(t, "app", false, b)
+	var there atomic.Pointer[testSeeder]
+	url := serveURL(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := there.Load()
+		if s == nil {
+			panic(http.ErrAbortHandler)
+		}
+		s.server.Config.Handler.ServeHTTP(w, r)
+	}))
+	dir := t.TempDir()
+	first := newSeederIn(t, dir, swarm.Config{}, up)
+	there.Store(first)
+	mirrors := newMirrors(t, 3, up, url)
+	pulls, hold := pullCold(t, up, d, mirrors)
+	defer close(hold)
+
+	up.Fail(&registrytest.Fault{Left: len(mirrors), At: coldAt + 100_000, Hold: hold})
+	there.Store(nil)
+	first.close()
+	eventually(t, "all hosts ask the registry", func() bool { return len(up.Seen("GET", d.String())) == 1+len(mirrors) })
+	there.Store(newSeederIn(t, dir, swarm.Config{}, up))
+	for _, p := range pulls {
+		p.finish().mustBe(t, b)
+		if r := p.mirror.settled(t, d); r.From[layers.FromUpstream] > 1<<20 {
+			t.Errorf("record = %+v, want the end from the swarm", r)
+		}
+	}
+	if gets := up.Seen("GET", d.String()); len(gets) > 2+len(mirrors) {
+		t.Errorf("the registry was asked %d times, want once more by the seeder: %v", len(gets), gets)
 	}
 }

@@ -262,15 +262,50 @@ func (d *download) stands(ctx context.Context, seeder Seeder, err error) bool {
 	return !d.mirror.seeders.failed(ctx, seeder, err) && d.seederLives(ctx)
 }
 
-// byUpstream goes to the registry itself.
+// errReturned is why the registry is left for a seeder that is back.
+var errReturned = errors.New("a seeder is well again")
+
+// byUpstream goes to the registry itself; where it does so because no seeder is there, until one
+// is: a fleet whose seeder is restarted would else have the rest of the blob once a host.
 func (d *download) byUpstream(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	if d.torrent != nil && d.returns < maxRenewals && !d.seederThere() {
+		watching.Go(func() { d.awaitSeeder(ctx, cancel) })
+	}
 	err := d.fill(ctx, "upstream", d.mirror.cfg.Registries)
-	if errors.Is(err, layers.ErrMismatch) {
+	back := errors.Is(context.Cause(ctx), errReturned)
+	cancel(nil)
+	watching.Wait()
+	switch {
+	case errors.Is(err, layers.ErrMismatch):
 		// The registry's bytes contradict what a seeder told of the blob. The
 		// next download begins anew, and asks no seeder.
 		d.partial.Fail(err)
+	case err != nil && back && !layers.DiskFailed(err):
+		d.returns++
+		return errReturned
 	}
 	return err
+}
+
+// seederThere tells whether there is a seeder that could be asked for the blob.
+func (d *download) seederThere() bool {
+	return len(d.mirror.seeders.well(string(d.partial.Digest()))) > 0
+}
+
+// awaitSeeder calls cancel when a seeder is there.
+func (d *download) awaitSeeder(ctx context.Context, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for !d.seederThere() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	cancel(errReturned)
 }
 
 func (d *download) fill(ctx context.Context, way string, up registry.Upstream) error {
