@@ -22,14 +22,14 @@ type patience struct {
 
 	mu    sync.Mutex // guards all below
 	next  int
-	under map[int]time.Time // when each call that is under way began
+	under map[int]int // how often each call that is under way has been seen to be
 	hangs bool
 	times int           // how often it has hung
 	ended chan struct{} // closed when hangs becomes true
 }
 
 func newPatience(after time.Duration) *patience {
-	return &patience{after: after, under: make(map[int]time.Time), ended: make(chan struct{})}
+	return &patience{after: after, under: make(map[int]int), ended: make(chan struct{})}
 }
 
 // call notes that the disk is asked for something, until over is called.
@@ -38,7 +38,7 @@ func (p *patience) call() (over func()) {
 	defer p.mu.Unlock()
 	n := p.next
 	p.next++
-	p.under[n] = time.Now()
+	p.under[n] = 0
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -63,14 +63,19 @@ func (n *names) Unlock() {
 	n.Mutex.Unlock()
 }
 
+// looks is how often in a row a call is seen under way before it counts as hanging, in a tenth
+// of the time each: time in which this process did not get to run is not the disk's.
+const looks = 10
+
 // look finds out whether the disk hangs now, and whether that is new.
-func (p *patience) look(now time.Time) (hangs, new bool) {
+func (p *patience) look() (hangs, new bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	was := p.hangs
 	p.hangs = false
-	for _, began := range p.under {
-		p.hangs = p.hangs || now.Sub(began) >= p.after
+	for n, seen := range p.under {
+		p.under[n] = seen + 1
+		p.hangs = p.hangs || seen >= looks
 	}
 	switch {
 	case p.hangs && !was:
@@ -92,14 +97,14 @@ func (p *patience) state() (hangs bool, begins <-chan struct{}, times int) {
 // watchPatience ends what waits for a disk that hangs: nothing more is asked of it until it
 // has done what it was asked, and all that is arriving goes past it.
 func (s *Store) watchPatience(ctx context.Context) {
-	tick := time.NewTicker(s.patience.after / 10)
+	tick := time.NewTicker(s.patience.after / looks)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			hangs, began := s.patience.look(now)
+		case <-tick.C:
+			hangs, began := s.patience.look()
 			if began {
 				s.ail(ErrHangs)
 			}
