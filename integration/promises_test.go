@@ -155,11 +155,14 @@ func TestCacheIsAnOCILayout(t *testing.T) {
 		})
 	}
 	var index ocispec.Index
-	readJSON(t, filepath.Join(m.DataDir, "index.json"), &index)
-	if len(index.Manifests) != 1 {
-		text, _ := json.Marshal(index)
-		t.Fatalf("index.json = %s, want the one manifest", text)
-	}
+	waitUntil(t, "index.json has the one manifest", func() error { // many changes are written at once
+		readJSON(t, filepath.Join(m.DataDir, "index.json"), &index)
+		if len(index.Manifests) != 1 {
+			text, _ := json.Marshal(index)
+			return fmt.Errorf("index.json = %s", text)
+		}
+		return nil
+	})
 	ref := index.Manifests[0].Annotations[ocispec.AnnotationRefName]
 	if want := f.Registry.Addr + "/" + publicRepo + ":" + fixtureTag; ref != want {
 		t.Errorf("the manifest's name = %q, want %q", ref, want)
