@@ -138,25 +138,45 @@ func (d *faultyDisk) uncached(path string) (*os.File, error) {
 	return f, nil
 }
 
-// TestDiskFails has a mirror's disk answer EIO in the middle of a pull. That pull ends right, so
-// do those of what the cache has and of what it has not; the log says so once. When the disk is
-// well again, so is the cache, without a restart.
-func TestDiskFails(t *testing.T) {
-	needs(t, "docker-registry")
+// faultyFleet is a mirror whose data are on a disk that can be made to fail, and the layers, of 4 MiB
+// each, that it can pull.
+func faultyFleet(t *testing.T, layers int, flags ...string) (*faultyDisk, *fleet, []blobInfo) {
+	t.Helper()
 	disk := newFaultyDisk(t)
-	image, err := makeImage(newRoot(t), "faulty", slices.Repeat([]int64{4 << 20}, 6)...)
+	image, err := makeImage(newRoot(t), "faulty", slices.Repeat([]int64{4 << 20}, layers)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := startFleet(t, fleetConfig{})
 	push(t, f.Registry.Addr, failRepo+":v1", image, nil)
-	m := startMirror(t, daemonConfig{
-		Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, DataDir: filepath.Join(disk.dir, "murder"),
-		Through: []string{program(t, "nsenter"), fmt.Sprint("--mount=/proc/", disk.holder.PID(), "/ns/mnt")},
-		Flags:   []string{"--cache-size", "9MiB"}, // of three blobs, pulled in turns, none is still there
-	})
-	f.Mirrors = append(f.Mirrors, m)
-	blobs := layerBlobs(t, image)
+	f.Mirrors = append(f.Mirrors, startMirror(t, disk.daemon(t, daemonConfig{
+		Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, Flags: flags})))
+	return disk, f, layerBlobs(t, image)
+}
+
+// pullHalf begins to pull b through the first mirror, and has the registry stop in its middle.
+func (f *fleet) pullHalf(t *testing.T, b blobInfo) (io.ReadCloser, digest.Verifier, *hold) {
+	t.Helper()
+	held := f.Registry.Hold(b.Digest, 2<<20)
+	body, err := openBlob(t, f.Mirrors[0].Blob(f.Registry.Addr, failRepo, b.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier := b.Digest.Verifier()
+	if _, err := io.CopyN(verifier, body, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	held.wait(t)
+	return body, verifier, held
+}
+
+// TestDiskFails has a mirror's disk answer EIO in the middle of a pull. That pull ends right, so
+// do those of what the cache has and of what it has not; the log says so once. When the disk is
+// well again, so is the cache, without a restart.
+func TestDiskFails(t *testing.T) {
+	needs(t, "docker-registry")
+	disk, f, blobs := faultyFleet(t, 6, "--cache-size", "9MiB") // of three blobs, pulled in turns, none is still there
+	m := f.Mirrors[0]
 	has, comes, new, spare := blobs[0], blobs[1], blobs[2], blobs[3:]
 	pull := func(b blobInfo) error { return checkBlob(t, m.Blob(f.Registry.Addr, failRepo, b.Digest), b.Digest) }
 	file := func(b blobInfo) string { return filepath.Join(m.DataDir, "blobs", "sha256", b.Digest.Encoded()) }
@@ -170,17 +190,8 @@ func TestDiskFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cached.Close()
-	held := f.Registry.Hold(comes.Digest, 2<<20)
-	body, err := openBlob(t, m.Blob(f.Registry.Addr, failRepo, comes.Digest))
-	if err != nil {
-		t.Fatal(err)
-	}
+	body, verifier, held := f.pullHalf(t, comes)
 	defer body.Close()
-	verifier := comes.Digest.Verifier()
-	if _, err := io.CopyN(verifier, body, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	held.wait(t)
 
 	disk.fail(t)
 	if _, err := cached.ReadAt(make([]byte, 1), 1<<20); !errors.Is(err, unix.EIO) {
@@ -240,36 +251,16 @@ func TestDiskFails(t *testing.T) {
 // it has not; when the disk is thawed, the cache is as it was, without a restart.
 func TestDiskHangs(t *testing.T) {
 	needs(t, "docker-registry")
-	disk := newFaultyDisk(t)
-	image, err := makeImage(newRoot(t), "hanging", slices.Repeat([]int64{4 << 20}, 5)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := startFleet(t, fleetConfig{})
-	push(t, f.Registry.Addr, failRepo+":v1", image, nil)
-	m := startMirror(t, daemonConfig{
-		Seeders: []string{f.Seeder.URL()}, Insecure: []string{f.name()}, DataDir: filepath.Join(disk.dir, "murder"),
-		Through: []string{program(t, "nsenter"), fmt.Sprint("--mount=/proc/", disk.holder.PID(), "/ns/mnt")},
-	})
-	f.Mirrors = append(f.Mirrors, m)
-	blobs := layerBlobs(t, image)
+	disk, f, blobs := faultyFleet(t, 5)
+	m := f.Mirrors[0]
 	has, comes, new, spare := blobs[0], blobs[1], blobs[2], blobs[3:]
 	pull := func(b blobInfo) error { return checkBlob(t, m.Blob(f.Registry.Addr, failRepo, b.Digest), b.Digest) }
 	if err := pull(has); err != nil {
 		t.Fatal(err)
 	}
 	f.waitCached(t, has)
-	held := f.Registry.Hold(comes.Digest, 2<<20)
-	body, err := openBlob(t, m.Blob(f.Registry.Addr, failRepo, comes.Digest))
-	if err != nil {
-		t.Fatal(err)
-	}
+	body, verifier, held := f.pullHalf(t, comes)
 	defer body.Close()
-	verifier := comes.Digest.Verifier()
-	if _, err := io.CopyN(verifier, body, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	held.wait(t)
 
 	thaw := disk.freeze(t)
 	held.Release()
